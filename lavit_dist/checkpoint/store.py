@@ -1,0 +1,104 @@
+"""Checkpoint folders that are whole or absent: temporary name, fsync, digests, rename, then `latest`.
+
+ROOT/latest               the name of the newest step folder
+ROOT/step-00001000/       what the trainable wrote, and manifest.json with each file's size and sha256
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavit_dist.errors import UserError
+from lavit_dist.files import sha256, sync_folder, write_atomically
+from lavit_dist.parallel.distributed import barrier, rank
+
+logger = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class SavedStep:
+    """A complete checkpoint: `step` optimizer steps had been taken when `folder` was written."""
+
+    step: int
+    folder: Path
+
+
+class CheckpointStore:
+    """The checkpoints of one run, on a file system that all of its ranks share."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Calls `write(folder)` on every rank and commits the folder as step `step`. A crash leaves the steps before intact."""
+        final = self.root / f"step-{step:08d}"
+        temporary = self.root / f".{final.name}.tmp"
+        if rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        barrier()
+        write(temporary)
+        barrier()
+        if rank() == 0:
+            _write_manifest(temporary, step)
+            if final.exists():
+                shutil.rmtree(final)
+            temporary.rename(final)
+            sync_folder(self.root)
+            write_atomically(self.root / LATEST, final.name.encode())
+        barrier()
+        return final
+
+    def latest(self) -> SavedStep | None:
+        """The step that `latest` names, its digests checked by rank 0; None when no checkpoint was ever completed.
+
+        Raises `UserError` when the named folder is missing or a file of it differs from its manifest.
+        """
+        pointer = self.root / LATEST
+        if not pointer.exists():
+            return None
+        folder = self.root / pointer.read_text().strip()
+        if not (folder / MANIFEST).exists():
+            raise UserError(
+                f"{pointer} names the checkpoint {folder.name}, which is missing or has no {MANIFEST};"
+                f" write the name of a complete step-* folder into {pointer}, or remove it to start afresh."
+            )
+        if rank() == 0:
+            verify(folder)
+        return SavedStep(step=int(json.loads((folder / MANIFEST).read_text())["step"]), folder=folder)
+
+    def prune(self, keep_last: int) -> None:
+        """Deletes all but the newest `keep_last` steps, and folders that a crash left half-written."""
+        if rank() == 0:
+            for folder in sorted(self.root.glob("step-*"))[:-keep_last]:
+                shutil.rmtree(folder)
+            for folder in self.root.glob(".step-*.tmp"):
+                shutil.rmtree(folder)
+
+
+def verify(folder: Path) -> None:
+    """Raises `UserError` naming the first file of `folder` that is missing or differs from its manifest."""
+    for name, recorded in json.loads((folder / MANIFEST).read_text())["files"].items():
+        path = folder / name
+        if not path.exists() or path.stat().st_size != recorded["bytes"] or sha256(path) != recorded["sha256"]:
+            raise UserError(
+                f"The checkpoint file {path} is missing or damaged (its sha256 differs from {MANIFEST});"
+                f" write the name of an earlier step into {folder.parent / LATEST} to resume from that."
+            )
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    write_atomically(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())

@@ -1,0 +1,131 @@
+"""Typed run configurations: frozen dataclasses filled from YAML files (`base:` composes them) and `key=value` overrides.
+
+A configuration is data. Every class of it is declared `@config` and holds plain values, tuples and other such classes; its
+`validate` method holds the checks across fields. Unknown keys and wrong types are refused before anything else happens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import dataclass_transform
+
+from lavit_dist.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def config(cls: type[T]) -> type[T]:
+    """Declares a configuration class: a frozen, keyword-only dataclass that refuses unknown keys."""
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
+    """Reads `path` (with the files that its `base:` names beneath it), applies `key.sub=value` overrides, checks, builds `cls`.
+
+    Raises `UserError` for a missing file, a malformed line, an unknown key, a wrong type, or values that contradict each other.
+    """
+    source = str(path) if path else "the command line"
+    layers = [_read(Path(path), seen=())] if path else []
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator or not key:
+            raise UserError(f"The argument {override!r} is not of the form key=value; write for example train.steps=100.")
+    try:
+        layers.append(OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"{source} can't be resolved: {_one_line(error)}") from error
+    return build(cls, values, source=source)
+
+
+def build(cls: type[T], values: Any, *, source: str = "the configuration") -> T:
+    """Builds the configuration class `cls` from plain nested `values`; the checks of every class inside it have run."""
+    try:
+        built = TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        raise UserError(_explain(cls, error, source)) from error
+    _validate(built)
+    return built
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """The plain nested form of a configuration, ready for YAML or JSON."""
+    return cast("dict[str, Any]", TypeAdapter(type(value)).dump_python(value, mode="json"))
+
+
+def save_config(value: Any, path: Path) -> None:
+    """Writes the resolved configuration as YAML; `load_config` reads it back to an equal value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True))
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
+    """One YAML file merged over its bases; `base` is a path or a list of paths relative to the file that names them."""
+    if path.resolve() in seen:
+        raise UserError(f"{path} is its own base by way of {', '.join(map(str, seen))}; remove one of these `base:` entries.")
+    try:
+        document = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"The configuration file {path} doesn't exist; see configs/ for those that come with the project."
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"The configuration file {path} can't be read: {_one_line(error)}.") from error
+    if not isinstance(document, DictConfig):
+        raise UserError(f"The configuration file {path} holds a list; it must hold `key: value` lines.")
+    bases = document.pop("base", [])
+    names: Iterable[str] = [bases] if isinstance(bases, str) else bases
+    layers = [_read(path.parent / name, (*seen, path.resolve())) for name in names]
+    return cast("DictConfig", OmegaConf.merge(*layers, document))
+
+
+def _validate(value: Any) -> None:
+    for field in dataclasses.fields(value):
+        child = getattr(value, field.name)
+        for item in child if isinstance(child, tuple) else (child,):
+            if dataclasses.is_dataclass(item):
+                _validate(item)
+    if hasattr(value, "validate"):
+        value.validate()
+
+
+def _explain(cls: type, error: ValidationError, source: str) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        legal = _legal_keys(cls)
+        near = difflib.get_close_matches(where, legal, n=1, cutoff=0.5)
+        parent = where.rpartition(".")[0]
+        siblings = [key for key in legal if key.rpartition(".")[0] == parent]
+        hint = f"did you mean {near[0]!r}?" if near else f"legal here: {', '.join(siblings)}."
+        return f"{source}: unknown key {where!r}; {hint}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{source}: {where!r} is not set; give it in the file or as {where}=VALUE."
+    return f"{source}: {where} = {first.get('input')!r} is not legal: {first['msg'][:1].lower()}{first['msg'][1:]}."
+
+
+def _legal_keys(cls: type, prefix: str = "") -> list[str]:
+    hints = get_type_hints(cls)
+    keys = []
+    for field in dataclasses.fields(cls):
+        name = prefix + field.name
+        keys.append(name)
+        nested = hints.get(field.name)
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+            keys += _legal_keys(nested, name + ".")
+    return keys
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")

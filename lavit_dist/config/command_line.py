@@ -1,0 +1,41 @@
+"""What every entry point does first: read `--config FILE key=value …`, and turn a `UserError` into one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from lavit_dist.config.base import load_config
+from lavit_dist.errors import UserError
+
+T = TypeVar("T")
+WRONG_CONFIG = 2
+"""Exit code when the user can mend the cause."""
+
+
+def run_entry_point(cls: type[T], run: Callable[[T], None], description: str, argv: list[str] | None = None) -> None:
+    """Parses the command line into a `cls` and calls `run` with it; exits with 2 and one sentence on a `UserError`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of the run; see configs/")
+    add_overrides(parser)
+    arguments = parser.parse_args(argv)
+    exit_on_user_error(lambda: run(load_config(cls, arguments.config, arguments.overrides)))
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds the `key=value` arguments, and `--local_rank`, which the deepspeed launcher passes and LOCAL_RANK repeats."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def exit_on_user_error(action: Callable[[], None]) -> None:
+    """Runs `action`; a `UserError` becomes one sentence on standard error (from rank 0 alone) and exit code 2."""
+    try:
+        action()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"error: {error}\n")
+        sys.exit(WRONG_CONFIG)

@@ -1,0 +1,184 @@
+"""The sizes of the models. Defaults are those of the released LaVIT (arXiv 2309.04669); configs/ holds the small ones."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lavit_dist.config.base import config
+from lavit_dist.errors import check
+
+
+@config
+class VisionEncoderConfig:
+    """The frozen EVA-CLIP vision transformer (ViT-G/14 in the release, `eva_vitg_psz14.bin`)."""
+
+    image_size: int = 224
+    """Height and width of the input, pixels."""
+    patch_size: int = 14
+    """Height and width of a patch, pixels."""
+    width: int = 1408
+    """Channels of a patch feature."""
+    layers: int = 40
+    """Transformer blocks."""
+    head_width: int = 88
+    """Channels of one attention head."""
+    mlp_hidden: int = 6144
+    """Hidden channels of the feed-forward layers: int(width x 4.3637) in the release."""
+    layer_norm_eps: float = 1e-6
+    """Epsilon of every layer norm."""
+    head_out: int = 1024
+    """Channels of the contrastive projection `head`."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image: 256 in the release."""
+        return self.grid**2
+
+    def validate(self) -> None:
+        check(
+            self.image_size % self.patch_size == 0,
+            f"encoder.image_size {self.image_size} is not a multiple of encoder.patch_size {self.patch_size}; choose a multiple.",
+        )
+        check(
+            self.width % self.head_width == 0,
+            f"encoder.width {self.width} is not a multiple of encoder.head_width {self.head_width}; choose a head_width that divides it.",
+        )
+
+
+@config
+class MergerConfig:
+    """The token merger (`causal_encoder.*` in `tokenizer_encoder.bin`)."""
+
+    layers: int = 12
+    """Blocks of causal self-attention, cross-attention to dropped patches, and feed-forward."""
+    heads: int = 16
+    """Attention heads."""
+    mlp_hidden: int = 6144
+    """Hidden channels of the feed-forward layers."""
+    layer_norm_eps: float = 1e-5
+    """Epsilon of every layer norm."""
+
+
+@config
+class CodebookConfig:
+    """The vector quantizer (`quantize.*` in `tokenizer_encoder.bin`)."""
+
+    size: int = 16384
+    """Number of codes, K."""
+    dim: int = 32
+    """Channels of a code."""
+    decay: float = 0.99
+    """Weight of the past in the moving averages that make the codes (BEiT-2's quantizer, which LaVIT credits)."""
+    revive_below: float = 0.05
+    """A code whose moving count of hits per step falls below this is moved to a feature of the batch."""
+
+
+@config
+class TokenizerDecoderConfig:
+    """The bidirectional query decoder (`tokenizer_decoder.bin`)."""
+
+    depth: int = 12
+    """Blocks of self-attention, cross-attention to codes, and feed-forward."""
+    heads: int = 16
+    """Attention heads."""
+    mlp_hidden: int = 6144
+    """Hidden channels of the feed-forward layers."""
+    layer_norm_eps: float = 1e-5
+    """Epsilon of every layer norm."""
+    unet_dim: int = 768
+    """Channels of the U-Net's condition (`unet_proj`): 768 in Stable Diffusion 1.5."""
+
+
+@config
+class VisualTokenizerConfig:
+    """The dynamic discrete visual tokenizer: encoder, selector, merger, quantizer, decoder."""
+
+    encoder: VisionEncoderConfig = VisionEncoderConfig()
+    merger: MergerConfig = MergerConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    decoder: TokenizerDecoderConfig = TokenizerDecoderConfig()
+
+    def validate(self) -> None:
+        width = self.encoder.width
+        for name, heads in (("merger", self.merger.heads), ("decoder", self.decoder.heads)):
+            check(width % heads == 0, f"{name}.heads {heads} does not divide encoder.width {width}; choose a divisor of {width}.")
+        check(width % 4 == 0, f"encoder.width {width} is not a multiple of 4, as the selector's layers need; choose one that is.")
+
+
+@config
+class LlamaConfig:
+    """The language model: LLaMA with rotary positions, RMSNorm, SwiGLU and untied embeddings."""
+
+    hidden_size: int = 4096
+    """Channels of the residual stream."""
+    num_layers: int = 32
+    """Decoder layers."""
+    num_attention_heads: int = 32
+    """Query heads."""
+    num_key_value_heads: int = 32
+    """Key and value heads; fewer than the query heads is grouped-query attention."""
+    ffn_hidden_size: int = 11008
+    """Hidden channels of the feed-forward layers."""
+    max_position_embeddings: int = 2048
+    """Longest document, tokens."""
+    rms_norm_eps: float = 1e-5
+    """Epsilon of every RMSNorm (Llama-2)."""
+    rope_theta: float = 10000.0
+    """Base of the rotary angles."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights; output projections take it divided by sqrt(2 x layers)."""
+
+    def validate(self) -> None:
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        check(
+            self.hidden_size % heads == 0,
+            f"model.hidden_size {self.hidden_size} is not a multiple of model.num_attention_heads {heads}; choose a multiple.",
+        )
+        check(
+            heads % groups == 0,
+            f"model.num_attention_heads {heads} is not a multiple of model.num_key_value_heads {groups}; choose a divisor of {heads}.",
+        )
+
+
+@config
+class PixelDecoderConfig:
+    """The diffusion decoder: a diffusers U-Net conditioned on reconstructed patch features (Eq. 5 of the paper)."""
+
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    """Channels at each resolution, finest first."""
+    layers_per_block: int = 2
+    """Residual blocks at each resolution."""
+    attention_head_dim: int = 8
+    """diffusers' `attention_head_dim` (for SD 1.5: the number of heads, by a misnomer of that library)."""
+    norm_num_groups: int = 32
+    """Groups of every group norm."""
+    latent: Literal["vae", "pixel_unshuffle"] = "vae"
+    """What is diffused: latents of an AutoencoderKL, or pixels folded into channels (lossless; for small images without a VAE)."""
+    latent_factor: int = 8
+    """Pixels per latent position along one side."""
+    latent_channels: int = 4
+    """Channels of a latent; 3 x latent_factor squared for `pixel_unshuffle`."""
+    vae: str | None = None
+    """Folder of a diffusers AutoencoderKL, for `latent: vae`."""
+    num_train_timesteps: int = 1000
+    """Noise levels of the forward process (DDPM)."""
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    """Noise schedule; `scaled_linear` is that of Stable Diffusion."""
+
+    def validate(self) -> None:
+        if self.latent == "pixel_unshuffle":
+            channels = 3 * self.latent_factor**2
+            check(
+                self.latent_channels == channels,
+                f"model.latent_channels {self.latent_channels} must be 3 x latent_factor^2 = {channels} for latent: pixel_unshuffle.",
+            )
+        else:
+            check(
+                self.vae is not None,
+                "model.vae is not set; give the folder of an AutoencoderKL, or choose latent: pixel_unshuffle.",
+            )

@@ -1,0 +1,65 @@
+"""Settings that every training stage shares: optimizer and schedule, checkpoints, logging, process settings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lavit_dist.config.base import config
+from lavit_dist.errors import check
+
+
+@config
+class OptimizerConfig:
+    """AdamW with a warm-up and a decay."""
+
+    learning_rate: float = 3e-4
+    """Peak learning rate."""
+    min_learning_rate: float = 0.0
+    """Learning rate at the last step."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from zero."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Shape of the decay after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of Adam's averages."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, applied to matrices only (not to norms, biases or tables of positions)."""
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+
+    def validate(self) -> None:
+        check(self.learning_rate > 0, f"optimizer.learning_rate {self.learning_rate} must be above 0.")
+        check(
+            0 <= self.min_learning_rate <= self.learning_rate,
+            f"optimizer.min_learning_rate {self.min_learning_rate} must lie between 0 and learning_rate {self.learning_rate}.",
+        )
+        check(self.warmup_steps >= 0, f"optimizer.warmup_steps {self.warmup_steps} must not be negative.")
+
+
+@config
+class CheckpointConfig:
+    """When checkpoints are written; a run always resumes from the newest good one in its run folder."""
+
+    every_steps: int = 1000
+    """Steps between checkpoints; the last step always writes one."""
+    keep_last: int = 2
+    """How many of the newest checkpoints to keep."""
+
+    def validate(self) -> None:
+        check(self.every_steps > 0, f"checkpoint.every_steps {self.every_steps} must be at least 1.")
+        check(self.keep_last > 0, f"checkpoint.keep_last {self.keep_last} must be at least 1.")
+
+
+@config
+class LoggingConfig:
+    """What a run reports while it goes."""
+
+    every_steps: int = 10
+    """Steps between log lines; metrics of every step go to metrics.jsonl."""
+    tensorboard: bool = True
+    """Write TensorBoard files under RUN_DIR/tensorboard."""
+
+    def validate(self) -> None:
+        check(self.every_steps > 0, f"logging.every_steps {self.every_steps} must be at least 1.")

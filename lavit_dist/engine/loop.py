@@ -1,0 +1,71 @@
+"""The training loop: one for every stage. What is trained and what is watched are its two arguments."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from lavit_dist.checkpoint.store import CheckpointStore
+from lavit_dist.config.training import CheckpointConfig
+
+logger = logging.getLogger(__name__)
+
+
+class Trainable(Protocol):
+    """Something that can be trained step by step, saved and continued exactly. Every method is collective over all ranks."""
+
+    def train_step(self, step: int) -> Mapping[str, float]:
+        """Takes optimizer step `step` (from 0) and returns its metrics, equal on every rank that reports them."""
+
+    def save(self, folder: Path) -> None:
+        """Writes everything that the next step depends on into `folder`."""
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote."""
+
+
+class Callback:
+    """Watches a run. Every method may be overridden; the loop calls them on every rank, in order."""
+
+    def on_start(self, start_step: int, total_steps: int) -> None:
+        """Before step `start_step`, which is above 0 in a resumed run."""
+
+    def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After `step` optimizer steps in all; `metrics` holds the trainable's figures and `seconds`, the step's wall time."""
+
+    def on_end(self) -> None:
+        """After the last step and its checkpoint."""
+
+
+def run_training(
+    trainable: Trainable,
+    *,
+    total_steps: int,
+    store: CheckpointStore,
+    checkpoint: CheckpointConfig,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Trains from the newest good checkpoint in `store`, or from step 0, to `total_steps`, writing checkpoints on the way."""
+    step = 0
+    newest = store.latest()
+    if newest is not None:
+        step = newest.step
+        trainable.load(newest.folder)
+        logger.info("resumed from %s, step %d of %d", newest.folder, step, total_steps)
+    for callback in callbacks:
+        callback.on_start(step, total_steps)
+    while step < total_steps:
+        start = time.perf_counter()
+        metrics = dict(trainable.train_step(step))
+        metrics["seconds"] = time.perf_counter() - start
+        step += 1
+        for callback in callbacks:
+            callback.after_step(step, metrics)
+        if step % checkpoint.every_steps == 0 or step == total_steps:
+            store.save(step, trainable.save)
+            store.prune(checkpoint.keep_last)
+    for callback in callbacks:
+        callback.on_end()

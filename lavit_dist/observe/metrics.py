@@ -1,0 +1,83 @@
+"""What a training run reports: a log line, metrics.jsonl and TensorBoard files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from lavit_dist.config.training import LoggingConfig
+from lavit_dist.parallel.distributed import rank
+from lavit_dist.engine.loop import Callback
+
+logger = logging.getLogger(__name__)
+METRICS_FILE = "metrics.jsonl"
+RATES = ("tokens", "images")
+"""Metrics that count work done in a step; the log line adds them per second."""
+
+
+class MetricsCallback(Callback):
+    """Writes every step's metrics to RUN_DIR/metrics.jsonl and TensorBoard, and a log line every few steps, from `writer_rank`.
+
+    A resumed run first drops the records of steps that are about to be taken again.
+    """
+
+    def __init__(self, run_dir: Path, logging_config: LoggingConfig, *, writer_rank: int = 0) -> None:
+        self.run_dir = run_dir
+        self.config = logging_config
+        self.active = rank() == writer_rank
+        self.total_steps = 0
+
+    def on_start(self, start_step: int, total_steps: int) -> None:
+        self.total_steps, self.window = total_steps, time.perf_counter()
+        self.window_step = start_step
+        self.window_work = dict.fromkeys(RATES, 0.0)
+        if not self.active:
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        path = self.run_dir / METRICS_FILE
+        kept = [line for line in read_lines(path) if json.loads(line)["step"] <= start_step] if start_step else []
+        path.write_text("".join(line + "\n" for line in kept))
+        self.file = path.open("a", buffering=1)
+        self.board = None
+        if self.config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=start_step + 1)
+
+    def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self.board is not None:
+            for name, value in metrics.items():
+                self.board.add_scalar(name, value, step)
+        for name in RATES:
+            self.window_work[name] += metrics.get(name, 0.0)
+        if step % self.config.every_steps == 0 or step == self.total_steps:
+            self._log_line(step, metrics)
+
+    def on_end(self) -> None:
+        if self.active:
+            self.file.close()
+            if self.board is not None:
+                self.board.close()
+
+    def _log_line(self, step: int, metrics: Mapping[str, float]) -> None:
+        now = time.perf_counter()
+        elapsed = max(now - self.window, 1e-9)
+        left = (self.total_steps - step) * elapsed / (step - self.window_step)
+        fields = [f"{name} {value:.4g}" for name, value in metrics.items()]
+        fields += [f"{name}/s {work / elapsed:,.0f}" for name, work in self.window_work.items() if work]
+        logger.info("step %d/%d | %s | left %d:%02d", step, self.total_steps, " | ".join(fields), *divmod(int(left), 60))
+        self.window, self.window_step = now, step
+        self.window_work = dict.fromkeys(RATES, 0.0)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The complete lines of a JSONL file; a last line that a crash cut short is left out. An absent file has none."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=False) if line.endswith("}")]

