@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lavit_dist.config.training import LoggingConfig
-from lavit_dist.parallel.distributed import rank
 from lavit_dist.engine.loop import Callback
+from lavit_dist.parallel.distributed import rank
 
 logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"

@@ -1,0 +1,81 @@
+"""The folder of one run: its resolved configuration, metrics, checkpoints, and at the end its product.
+
+    RUN_DIR/config.yaml      the resolved configuration
+    RUN_DIR/metrics.jsonl    a record per step
+    RUN_DIR/tensorboard/     the same for TensorBoard
+    RUN_DIR/checkpoints/     steps to resume from
+    RUN_DIR/model/           the product; it appears whole when the run is done
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lavit_dist.config.base import save_config, to_dict
+from lavit_dist.errors import UserError
+from lavit_dist.files import sync_folder
+from lavit_dist.parallel.distributed import barrier, rank
+
+logger = logging.getLogger(__name__)
+MAY_CHANGE = ("logging", "checkpoint", "num_threads", "run_dir")
+"""Settings that a resumed run may change: they decide what is reported and when, never what is computed."""
+
+
+class RunFolder:
+    """Paths of a run; `open` refuses a folder that belongs to a run with other settings."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.config = self.root / "config.yaml"
+        self.checkpoints = self.root / "checkpoints"
+        self.model = self.root / "model"
+
+    @property
+    def done(self) -> bool:
+        """Whether the run's product is there."""
+        return self.model.exists()
+
+    def check_config(self, value: Any) -> None:
+        """Raises `UserError` naming the first setting of `value` that differs from those the folder was made with."""
+        if not self.config.exists():
+            return
+        then, now = _flatten(yaml.safe_load(self.config.read_text())), _flatten(to_dict(value))
+        for key in sorted(then.keys() | now.keys()):
+            if key.split(".")[0] not in MAY_CHANGE and then.get(key) != now.get(key):
+                raise UserError(
+                    f"{self.root} belongs to a run with {key} = {then.get(key)!r}, but now {key} = {now.get(key)!r};"
+                    " give this run another run_dir, or remove that folder to start afresh."
+                )
+
+    def open(self, value: Any) -> None:
+        """Checks the settings and writes them down. Collective."""
+        self.check_config(value)
+        barrier()
+        if rank() == 0:
+            save_config(value, self.config)
+        barrier()
+
+    def publish(self, write: Callable[[Path], None]) -> None:
+        """Lets rank 0 write the product with `write(folder)`; it appears as RUN_DIR/model whole or not at all. Collective."""
+        if rank() == 0:
+            temporary = self.root / ".model.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            write(temporary)
+            temporary.rename(self.model)
+            sync_folder(self.root)
+            logger.info("wrote %s", self.model)
+        barrier()
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
