@@ -92,6 +92,10 @@ class TokenizerDecoderConfig:
     """Epsilon of every layer norm."""
     unet_dim: int = 768
     """Channels of the U-Net's condition (`unet_proj`): 768 in Stable Diffusion 1.5."""
+    highres_dims: tuple[int, int] = (768, 1280)
+    """Channels of the two parts of the SDXL-shaped condition (`unet_proj_1`, `unet_proj_2`)."""
+    pooled_dim: int = 1280
+    """Channels of the SDXL-shaped pooled condition (`unet_attnpool`)."""
 
 
 @config
@@ -102,6 +106,8 @@ class VisualTokenizerConfig:
     merger: MergerConfig = MergerConfig()
     codebook: CodebookConfig = CodebookConfig()
     decoder: TokenizerDecoderConfig = TokenizerDecoderConfig()
+    vit_proj_dim: int | None = None
+    """Channels of `vit_proj`, which turns merged features into language-model inputs; None where the files hold none."""
 
     def validate(self) -> None:
         width = self.encoder.width

@@ -1,0 +1,159 @@
+"""LaVIT's dynamic discrete visual tokenizer: encoder, selector, merger, quantizer, decoder (sections 3.1 and 3.2 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lavit_dist.config.model import VisualTokenizerConfig
+from lavit_dist.models.merger import TokenMerger
+from lavit_dist.models.quantizer import Quantized, VectorQuantizer
+from lavit_dist.models.selector import TokenSelector, select, select_straight_through
+from lavit_dist.models.tokenizer_decoder import HighResolutionTokenizerDecoder, TokenizerDecoder
+from lavit_dist.models.vision_encoder import VisionEncoder
+
+INIT_STD = 0.02
+"""Standard deviation of the released modules' truncated-normal initial weights."""
+
+
+class TokenizedImages(NamedTuple):
+    """Codes of a batch of images."""
+
+    codes: list[Tensor]
+    """Per image [token], int64, 0 .. K - 1, in raster order of the kept patches."""
+    keep_mask: Tensor
+    """[batch, patch] bools."""
+
+
+class Reconstruction(NamedTuple):
+    """What a training step needs of the tokenizer's forward pass."""
+
+    features: Tensor
+    """Reconstructed patch features [batch, patch, width]."""
+    keep_mask: Tensor
+    """[batch, patch] of zeros and ones with a straight-through gradient."""
+    kept_vectors: Tensor
+    """Vectors of kept patches before quantization [token, dim], detached."""
+    quantized: Quantized | None
+    """Codes of the kept patches, or None where the quantizer is off."""
+
+
+class TokenizerEncoder(nn.Module):
+    """Selector, merger and quantizer, under the released names (`tokenizer_encoder.bin`)."""
+
+    def __init__(self, config: VisualTokenizerConfig) -> None:
+        super().__init__()
+        width = config.encoder.width
+        self.token_predictor = TokenSelector(width)
+        self.causal_encoder = TokenMerger(width, config.merger)
+        self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, config.codebook.dim))
+        self.quantize = VectorQuantizer(config.codebook)
+        self.vit_proj = nn.Linear(width, config.vit_proj_dim) if config.vit_proj_dim else None
+
+
+class VisualTokenizer(nn.Module):
+    """From pixels to a variable number of codes, and from codes back to patch features."""
+
+    def __init__(self, config: VisualTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = VisionEncoder(config.encoder)
+        self.tokenizer_encoder = TokenizerEncoder(config)
+        self.decoder = TokenizerDecoder(config)
+        self.highres_decoder: HighResolutionTokenizerDecoder | None = None
+        """The SDXL-shaped decoder, where a folder of weights holds one."""
+
+    @property
+    def selector(self) -> TokenSelector:
+        """The token selector (`token_predictor`)."""
+        return self.tokenizer_encoder.token_predictor
+
+    @property
+    def merger(self) -> TokenMerger:
+        """The token merger (`causal_encoder`)."""
+        return self.tokenizer_encoder.causal_encoder
+
+    @property
+    def quantizer(self) -> VectorQuantizer:
+        """The vector quantizer (`quantize`)."""
+        return self.tokenizer_encoder.quantize
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Frozen patch features [batch, patch, width] of `pixel_values` [batch, 3, height, width]."""
+        return self.encoder.patch_features(pixel_values)
+
+    def tokenize(self, pixel_values: Tensor, gumbel_noise: Tensor | None) -> TokenizedImages:
+        """Codes of images; see `tokenize_features`."""
+        return self.tokenize_features(self.encode(pixel_values), gumbel_noise)
+
+    def tokenize_features(self, features: Tensor, gumbel_noise: Tensor | None) -> TokenizedImages:
+        """Codes of patch features [batch, patch, width].
+
+        `gumbel_noise` [batch, patch, 2] makes the selection a sample, as the released code does; None takes the arg-max.
+        An image of which nothing would be kept keeps its most probable patch.
+        """
+        log_probs = self.selector(features)
+        keep_mask = select(log_probs, gumbel_noise)
+        best = F.one_hot(log_probs[..., 0].argmax(-1), features.shape[1]).bool()
+        keep_mask = torch.where(keep_mask.any(-1, keepdim=True), keep_mask, best)
+        merged = self.merger(features, keep_mask.to(features.dtype))
+        codes = self.quantizer(self.tokenizer_encoder.encode_task_layer(merged[keep_mask])).codes
+        return TokenizedImages(list(codes.split(keep_mask.sum(-1).tolist())), keep_mask)
+
+    def pack(self, codes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Code vectors [batch, token, dim] padded to the longest image, and the bools [batch, token] that say which are there."""
+        lengths = torch.tensor([len(of_image) for of_image in codes], device=codes[0].device)
+        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+        padded = nn.utils.rnn.pad_sequence(list(codes), batch_first=True)
+        return self.quantizer.embedding(padded), mask
+
+    def reconstruct(self, codes: Sequence[Tensor]) -> Tensor:
+        """Patch features [batch, patch, width] that the decoder makes of each image's codes [token]."""
+        return self.decoder(*self.pack(codes))
+
+    def continuous_embeddings(self, features: Tensor, keep_mask: Tensor) -> Tensor:
+        """Language-model inputs [token, vit_proj_dim] of the kept patches: merged features that bypass the codebook."""
+        assert self.tokenizer_encoder.vit_proj is not None
+        return self.tokenizer_encoder.vit_proj(self.merger(features, keep_mask.to(features.dtype))[keep_mask])
+
+    def forward(self, features: Tensor, gumbel_noise: Tensor, *, temperature: float, quantize: bool) -> Reconstruction:
+        """The differentiable path from frozen patch features [batch, patch, width] to their reconstruction.
+
+        Every position is computed and masks say what is kept, so that the gradient of the reconstruction reaches the selector
+        both through the merger's masks and through the decoder's.
+        """
+        keep_mask = select_straight_through(self.selector(features), gumbel_noise, temperature)
+        vectors = self.tokenizer_encoder.encode_task_layer(self.merger(features, keep_mask))
+        kept = keep_mask.detach() > 0
+        kept_vectors = vectors[kept]
+        quantized = self.quantizer(kept_vectors) if quantize else None
+        unit = quantized.vectors if quantized else F.normalize(kept_vectors.float(), dim=-1)
+        memory = torch.zeros_like(vectors, dtype=unit.dtype).masked_scatter(kept[..., None], unit)
+        dropped = F.normalize(vectors.float(), dim=-1) * ~kept[..., None]
+        return Reconstruction(self.decoder(memory + dropped, keep_mask), keep_mask, kept_vectors.detach(), quantized)
+
+
+def reconstruction_loss(target: Tensor, reconstructed: Tensor) -> Tensor:
+    """Mean of 1 - cos(x, x_rec) over patches [batch, patch, width], a scalar (Eq. 4)."""
+    return 1 - F.cosine_similarity(target.float(), reconstructed.float(), dim=-1).mean()
+
+
+def rate_loss(keep_mask: Tensor, target_keep_ratio: float) -> Tensor:
+    """(rho - mean M)^2 over the whole batch, so that images may differ (Eq. 4)."""
+    return (target_keep_ratio - keep_mask.mean()).square()
+
+
+def initialise(module: nn.Module) -> None:
+    """Truncated-normal weights, zero biases and unit norms, as the released code initialises them."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(part.weight, std=INIT_STD)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        for name, parameter in part.named_parameters(recurse=False):
+            if name.endswith(("_embed", "_token", "positional_embedding")):
+                nn.init.trunc_normal_(parameter, std=INIT_STD)
