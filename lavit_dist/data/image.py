@@ -1,0 +1,79 @@
+"""From the bytes of a picture to the tower's input, and back."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lavit_dist.data.quarantine import SampleError
+
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of each channel in CLIP's preprocessing, which the released LaVIT shares."""
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of each channel in CLIP's preprocessing."""
+MAX_PIXELS = 89_478_485
+"""Default size above which a picture counts as a decompression bomb: Pillow's own `MAX_IMAGE_PIXELS`."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""The decoders that foreign bytes may reach; Pillow has others that start programs (EPS) or read other files."""
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in `data` as RGB, turned upright by its EXIF orientation.
+
+    The size in the header is checked before any pixel is decoded. Raises `SampleError` with `unreadable_image` for anything that
+    isn't a whole picture, and `image_bomb` for more than `max_pixels` pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height <= max_pixels:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise SampleError("image_bomb", str(error), data) from error
+    except UnidentifiedImageError as error:
+        raise SampleError("unreadable_image", f"{len(data)} bytes that are no {', '.join(FORMATS)} picture", data) from error
+    except Exception as error:  # Pillow's decoders raise all kinds of exceptions on damaged bytes
+        raise SampleError("unreadable_image", f"{type(error).__name__}: {error}", data) from error
+    raise SampleError("image_bomb", f"{width} x {height} pixels, more than the {max_pixels} allowed", data)
+
+
+def resize(image: Image.Image, size: int) -> torch.Tensor:
+    """Squashes the whole picture to a square by bicubic interpolation, without cropping: uint8 [3, size, size]."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., 3, H, W] to float32 with CLIP's mean and deviation per channel."""
+    mean, std = _channels(IMAGE_MEAN), _channels(IMAGE_STD)
+    return (pixels.to(torch.float32) / 255 - mean) / std
+
+
+def preprocess(image: Image.Image, size: int) -> torch.Tensor:
+    """The tower's input: bicubic squash to [3, size, size], then CLIP's mean and deviation, float32."""
+    return normalise(resize(image, size))
+
+
+def to_image(pixel_values: torch.Tensor) -> Image.Image:
+    """Undoes `normalise` for one picture [3, H, W]; values out of range are clipped."""
+    values = pixel_values.detach().to(torch.float32).cpu() * _channels(IMAGE_STD) + _channels(IMAGE_MEAN)
+    pixels = (values * 255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def fit_within(image: Image.Image, max_side: int) -> Image.Image:
+    """Shrinks a picture, keeping its proportions, until its longer side is at most `max_side` pixels."""
+    scale = max_side / max(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(1, math.floor(side * scale + 0.5)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _channels(values: tuple[float, float, float]) -> torch.Tensor:
+    return torch.tensor(values).view(3, 1, 1)

@@ -1,0 +1,207 @@
+"""Image-text pairs from a folder of tars, in an order that depends on nothing but the seed and the step."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from lavit_dist.data.hashing import stable_hash
+from lavit_dist.data.image import MAX_PIXELS, decode_image, normalise, resize
+from lavit_dist.data.quarantine import Quarantined, SampleError, count_reasons
+from lavit_dist.data.tar_reader import FileLocation, RawSample, index_shard, read_bytes, read_from
+from lavit_dist.errors import UserError, check
+
+logger = logging.getLogger(__name__)
+SPLITS = ("train", "heldout")
+STAGE = "read_pairs"
+
+
+@dataclass(frozen=True)
+class PairSample:
+    """A picture that hasn't been decoded yet, its captions (at least one, none empty), and what else its .json says."""
+
+    key: str
+    image_location: FileLocation
+    captions: tuple[str, ...]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """One rank's share of a global batch; `pixel_values` is float32 [batch, 3, H, W]."""
+
+    keys: list[str]
+    pixel_values: torch.Tensor
+    captions: list[str]
+    metadata: list[dict[str, Any]]
+
+
+def list_shards(folder: str | Path) -> list[Path]:
+    """The tars of a folder by name. Raises `UserError` when there are none."""
+    folder = Path(folder)
+    shards = sorted(path for path in folder.glob("*.tar") if path.is_file())
+    if not shards:
+        splits = [split for split in SPLITS if any((folder / split).glob("*.tar"))]
+        hint = (
+            f"name one of its splits: {', '.join(str(folder / split) for split in splits)}"
+            if splits
+            else "data_prep/ingest.py makes them"
+        )
+        raise UserError(
+            f"{folder} {'holds no' if folder.is_dir() else 'does not exist and so holds no'} *.tar files of pairs; {hint}."
+        )
+    return shards
+
+
+def read_pairs(shard: Path) -> tuple[list[PairSample], list[Quarantined]]:
+    """The pairs of a tar and a record of what can't be used in it. Captions are `captions` of the .json, or else the .txt.
+
+    Adds to the reasons of `index_shard`: `empty_caption`, `malformed_caption` (not UTF-8), `malformed_metadata` (not a JSON object, or
+    `captions` is not a list of strings).
+    """
+    index = index_shard(shard)
+    pairs: list[PairSample] = []
+    quarantined = list(index.quarantined)
+    if not index.samples:
+        return pairs, quarantined
+    with shard.open("rb") as file:
+        for sample in index.samples:
+            try:
+                pairs.append(_read_pair(file, sample))
+            except SampleError as error:
+                quarantined.append(Quarantined.of(sample.key, STAGE, error))
+    return pairs, quarantined
+
+
+class PairDataset:
+    """The pairs of some tars, by index. Resized pictures are kept in memory up to `cache_bytes`, so small sets are decoded once."""
+
+    def __init__(
+        self, shards: Sequence[Path], image_size: int, *, max_pixels: int = MAX_PIXELS, cache_bytes: int = 1 << 30
+    ) -> None:
+        self.samples: list[PairSample] = []
+        self.quarantined: list[Quarantined] = []
+        for shard in shards:
+            pairs, quarantined = read_pairs(shard)
+            self.samples += pairs
+            self.quarantined += quarantined
+        if self.quarantined:
+            logger.warning("%d samples can't be used: %s", len(self.quarantined), count_reasons(self.quarantined))
+        if not self.samples:
+            raise UserError(
+                f"None of {', '.join(map(str, shards))} holds a usable pair ({count_reasons(self.quarantined)}); ingest the data again."
+            )
+        self.image_size = image_size
+        self.max_pixels = max_pixels
+        self._room = cache_bytes // (3 * image_size**2)
+        self._cache: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def pixels(self, index: int) -> torch.Tensor:
+        """The preprocessed picture of sample `index`, float32 [3, H, W]; raises `SampleError` when it can't be decoded."""
+        resized = self._cache.get(index)
+        if resized is None:
+            image = decode_image(read_bytes(self.samples[index].image_location), self.max_pixels)
+            resized = resize(image, self.image_size)
+            if len(self._cache) < self._room:
+                self._cache[index] = resized
+        return normalise(resized)
+
+
+class PairBatches:
+    """The global batches of an endless training run over `dataset`, and this rank's share of each.
+
+    Position p = step x global_batch_size + i falls in epoch p // len(dataset), whose order is a permutation seeded by (seed, epoch).
+    The rank takes the positions with i % world_size == rank: their union over the ranks is the same for every world size.
+    """
+
+    def __init__(self, dataset: PairDataset, global_batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        check(
+            global_batch_size > 0 and global_batch_size % world_size == 0,
+            f"global_batch_size {global_batch_size} is not a positive multiple of the {world_size} data-parallel ranks; choose one that is.",
+        )
+        self.dataset = dataset
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.quarantined: dict[str, Quarantined] = {}
+        self._order = lru_cache(maxsize=2)(lambda epoch: epoch_order(len(dataset), seed, epoch))
+
+    def batch(self, step: int) -> PairBatch:
+        """This rank's share of batch `step`: a pure function of the data, the seed and the step.
+
+        A picture that can't be decoded gives way to the next one of its epoch's order; it is logged once and kept in `quarantined`.
+        """
+        first = step * self.global_batch_size
+        picked, pixels, captions = [], [], []
+        for position in range(first + self.rank, first + self.global_batch_size, self.world_size):
+            epoch, place = divmod(position, len(self.dataset))
+            sample, values = self._readable(epoch, place)
+            picked.append(sample)
+            pixels.append(values)
+            captions.append(sample.captions[stable_hash("caption", self.seed, epoch, sample.key) % len(sample.captions)])
+        return PairBatch([sample.key for sample in picked], torch.stack(pixels), captions, [sample.metadata for sample in picked])
+
+    def _readable(self, epoch: int, place: int) -> tuple[PairSample, torch.Tensor]:
+        order = self._order(epoch)
+        for offset in range(len(order)):
+            index = int(order[(place + offset) % len(order)])
+            sample = self.dataset.samples[index]
+            try:
+                return sample, self.dataset.pixels(index)
+            except SampleError as error:
+                if sample.key not in self.quarantined:
+                    self.quarantined[sample.key] = Quarantined.of(sample.key, "decode", error)
+                    logger.warning("%s in %s is skipped: %s", sample.key, sample.image_location.shard, error)
+        reasons = count_reasons(self.quarantined.values())
+        raise UserError(f"None of the {len(order)} pictures of the set can be decoded ({reasons}); ingest the data again.")
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of 0..size-1 in which an epoch visits a set: a pure function of its arguments."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(size)
+
+
+def _read_pair(file: BinaryIO, sample: RawSample) -> PairSample:
+    metadata = _read_metadata(file, sample)
+    captions = metadata.get("captions")
+    if captions is None:
+        captions = [_read_text(file, sample)] if "txt" in sample.files else [metadata.get("caption") or ""]
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise SampleError("malformed_metadata", "`captions` in the .json is not a list of strings")
+    captions = tuple(stripped for caption in captions if (stripped := caption.strip()))
+    if not captions:
+        raise SampleError("empty_caption", "no caption has a visible character")
+    image = sample.image
+    assert image is not None, "index_shard lets no sample without an image through"
+    return PairSample(sample.key, image, captions, metadata)
+
+
+def _read_text(file: BinaryIO, sample: RawSample) -> str:
+    try:
+        return read_from(file, sample.files["txt"]).decode()
+    except UnicodeDecodeError as error:
+        raise SampleError("malformed_caption", f"the .txt is not UTF-8: {error}") from error
+
+
+def _read_metadata(file: BinaryIO, sample: RawSample) -> dict[str, Any]:
+    if "json" not in sample.files:
+        return {}
+    try:
+        metadata = json.loads(read_from(file, sample.files["json"]))
+    except ValueError as error:
+        raise SampleError("malformed_metadata", f"the .json can't be parsed: {error}") from error
+    if not isinstance(metadata, dict):
+        raise SampleError("malformed_metadata", f"the .json holds a {type(metadata).__name__}, not an object")
+    return metadata

@@ -1,0 +1,60 @@
+"""Samples that can't be used: each is written down with its reason, and the job goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavit_dist.files import write_atomically
+
+
+class SampleError(Exception):
+    """One sample is unusable. `reason` is a short fixed word such as `unreadable_image`; `message` says what was found in `data`."""
+
+    def __init__(self, reason: str, message: str, data: bytes | None = None) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+        self.message = message
+        self.sha256 = None if data is None else hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """The record of an unusable sample."""
+
+    key: str
+    """The sample's key; the shard's file name where the trouble is with the shard as a whole."""
+    stage: str
+    """The step that refused it, such as `ingest` or `read_pairs`."""
+    reason: str
+    """The short fixed word for the kind of trouble."""
+    message: str
+    """What was found, in words."""
+    sha256: str | None = None
+    """Digest of the bytes that were refused; None where there were none."""
+
+    @classmethod
+    def of(cls, key: str, stage: str, error: SampleError) -> Quarantined:
+        """The record of `error`, raised for the sample `key`."""
+        return cls(key, stage, error.reason, error.message, error.sha256)
+
+
+def write_quarantine(path: Path, records: Iterable[Quarantined]) -> None:
+    """Writes `records` as JSON lines, whole or not at all; no records make an empty file, which says that all went well."""
+    lines = [json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n" for record in records]
+    write_atomically(path, "".join(lines).encode())
+
+
+def read_quarantine(path: Path) -> list[Quarantined]:
+    """What `write_quarantine` wrote."""
+    return [Quarantined(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def count_reasons(records: Iterable[Quarantined]) -> dict[str, int]:
+    """How many records there are per reason, in alphabetical order."""
+    return dict(sorted(Counter(record.reason for record in records).items()))

@@ -1,0 +1,139 @@
+"""Reading LAION-style tars as they are found: damaged, cut short, with files missing or doubled.
+
+Only headers are read here; a file's bytes are fetched by location when they are needed.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from lavit_dist.data.quarantine import Quarantined, SampleError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+CAPTION_SUFFIXES = ("txt", "json")
+STAGE = "index_shard"
+
+
+@dataclass(frozen=True)
+class FileLocation:
+    """Where a file's bytes lie: `size` bytes at `offset` in the tar `shard`."""
+
+    shard: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """The files that share a key, by lower-case suffix without the dot (`jpg`, `txt`, `json`)."""
+
+    key: str
+    files: dict[str, FileLocation]
+
+    @property
+    def image(self) -> FileLocation | None:
+        """The picture, or None."""
+        return next((self.files[suffix] for suffix in IMAGE_SUFFIXES if suffix in self.files), None)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What a tar holds: its usable samples in tar order, and a record for everything else."""
+
+    samples: list[RawSample]
+    quarantined: list[Quarantined]
+
+
+def index_shard(path: Path) -> ShardIndex:
+    """Groups the members of a tar by key. What is wrong with the tar becomes `Quarantined` records, never an exception:
+
+    `unreadable_tar` (not a tar), `truncated_tar` (it ends early or is damaged; what lies before is used), `duplicate_member` (two files
+    of one key and suffix: which belongs to which can't be known), `missing_image`, `missing_caption` (neither .txt nor .json).
+    """
+    files: dict[str, dict[str, FileLocation]] = {}
+    doubled: dict[str, str] = {}
+    quarantined: list[Quarantined] = []
+    try:
+        for key, suffix, location in _members(path):
+            if location is None:
+                files.setdefault(key, {})
+            elif files.setdefault(key, {}).setdefault(suffix, location) != location:
+                doubled[key] = suffix
+    except SampleError as error:
+        quarantined.append(Quarantined.of(path.name, STAGE, error))
+    samples = []
+    for key, found in files.items():
+        sample = RawSample(key, found)
+        problem = _problem(sample, doubled.get(key))
+        if problem is None:
+            samples.append(sample)
+        else:
+            quarantined.append(Quarantined.of(key, STAGE, problem))
+    return ShardIndex(samples, quarantined)
+
+
+def read_bytes(location: FileLocation) -> bytes:
+    """The bytes at `location`; raises `SampleError` (`truncated_tar`) when the shard has become shorter since it was indexed."""
+    with Path(location.shard).open("rb") as file:
+        return read_from(file, location)
+
+
+def read_from(file: BinaryIO, location: FileLocation) -> bytes:
+    """`read_bytes` from the open file of the location's shard."""
+    file.seek(location.offset)
+    data = file.read(location.size)
+    if len(data) != location.size:
+        raise SampleError("truncated_tar", f"{location.shard} ends within the {location.size} bytes at {location.offset}")
+    return data
+
+
+def _members(path: Path) -> Iterator[tuple[str, str, FileLocation | None]]:
+    """Key, suffix and location of every regular file; the location is None when the tar ends within the file."""
+    try:
+        size = path.stat().st_size
+        archive = tarfile.open(path, mode="r:")  # noqa: SIM115
+    except (OSError, tarfile.TarError) as error:
+        raise SampleError("unreadable_tar", f"{type(error).__name__}: {error}") from error
+    with archive:
+        while (member := _next(archive)) is not None:
+            folder, name = os.path.split(member.name)
+            stem, dot, suffix = name.partition(".")
+            if not member.isreg() or not dot or not stem:
+                continue
+            whole = member.offset_data + member.size <= size
+            location = FileLocation(str(path), member.offset_data, member.size)
+            yield str(Path(folder) / stem), suffix.lower(), location if whole else None
+        _check_end(path, archive.offset)
+
+
+def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    try:
+        return archive.next()
+    except (OSError, tarfile.TarError) as error:
+        raise SampleError("truncated_tar", f"{type(error).__name__}: {error}") from error
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Python's tarfile takes a damaged header for the end of the archive; the real end is a block of zeros."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        found = "a damaged header" if len(block) == tarfile.BLOCKSIZE else "the end of the file"
+        raise SampleError("truncated_tar", f"{found} at byte {offset} instead of the end-of-archive mark")
+
+
+def _problem(sample: RawSample, doubled_suffix: str | None) -> SampleError | None:
+    found = ", ".join(sorted(sample.files)) or "no whole file"
+    if doubled_suffix is not None:
+        return SampleError("duplicate_member", f"more than one .{doubled_suffix} file")
+    if sample.image is None:
+        return SampleError("missing_image", f"none of {', '.join(IMAGE_SUFFIXES)} among: {found}")
+    if not any(suffix in sample.files for suffix in CAPTION_SUFFIXES):
+        return SampleError("missing_caption", f"neither .txt nor .json among: {found}")
+    return None
