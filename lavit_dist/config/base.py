@@ -52,7 +52,7 @@ def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] 
 def build(cls: type[T], values: Any, *, source: str = "the configuration") -> T:
     """Builds the configuration class `cls` from plain nested `values`; the checks of every class inside it have run."""
     try:
-        built = TypeAdapter(cls).validate_python(values)
+        built = TypeAdapter(cls).validate_python(_over_defaults(cls, values))
     except ValidationError as error:
         raise UserError(_explain(cls, error, source)) from error
     _validate(built)
@@ -88,6 +88,18 @@ def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     names: Iterable[str] = [bases] if isinstance(bases, str) else bases
     layers = [_read(path.parent / name, (*seen, path.resolve())) for name in names]
     return cast("DictConfig", OmegaConf.merge(*layers, document))
+
+
+def _over_defaults(cls: type, values: Any) -> Any:
+    """`values` with every part that it gives only partly filled up from the default that `cls` has for that part."""
+    if not isinstance(values, dict):
+        return values
+    filled = dict(values)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.default) and isinstance(values.get(field.name), dict):
+            part = values[field.name]
+            filled[field.name] = _over_defaults(type(field.default), {**to_dict(field.default), **part})
+    return filled
 
 
 def _validate(value: Any) -> None:

@@ -1,10 +1,10 @@
 """The folder of one run: its resolved configuration, metrics, checkpoints, and at the end its product.
 
-    RUN_DIR/config.yaml      the resolved configuration
-    RUN_DIR/metrics.jsonl    a record per step
-    RUN_DIR/tensorboard/     the same for TensorBoard
-    RUN_DIR/checkpoints/     steps to resume from
-    RUN_DIR/model/           the product; it appears whole when the run is done
+RUN_DIR/config.yaml      the resolved configuration
+RUN_DIR/metrics.jsonl    a record per step
+RUN_DIR/tensorboard/     the same for TensorBoard
+RUN_DIR/checkpoints/     steps to resume from
+RUN_DIR/model/           the product; it appears whole when the run is done
 """
 
 from __future__ import annotations

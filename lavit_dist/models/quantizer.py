@@ -19,7 +19,7 @@ class Quantized(NamedTuple):
     codes: Tensor
     """[vector], int64, 0 .. size - 1."""
     unit: Tensor
-    """[vector, dim], the l2-normalised input, detached: what the codebook's averages are made of."""
+    """[vector, dim], the l2-normalised input; its values make the codebook's averages, its gradient a commitment term."""
 
 
 class VectorQuantizer(nn.Module):
@@ -41,7 +41,7 @@ class VectorQuantizer(nn.Module):
         unit = F.normalize(vectors.float(), dim=-1)
         codes = self.assign(unit)
         chosen = self.embedding(codes)
-        return Quantized(unit + (chosen - unit).detach(), codes, unit.detach())
+        return Quantized(unit + (chosen - unit).detach(), codes, unit)
 
     def assign(self, unit: Tensor) -> Tensor:
         """Codes [vector] nearest to unit vectors [vector, dim]: arg-min of |z|^2 + |c|^2 - 2 z c, as released."""

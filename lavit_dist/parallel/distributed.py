@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+from collections.abc import Mapping
 from datetime import timedelta
 
 import numpy as np
@@ -41,6 +42,8 @@ def init_distributed(num_threads: int | None = None) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed reads it once, at import
     import deepspeed
 
+    # On CPUs DeepSpeed would first compile its shared-memory kernels, which serve inference alone; a machine may have no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     if torch.cuda.is_available():
@@ -53,6 +56,24 @@ def barrier() -> None:
     """Waits for every process of the run."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def mean_over_ranks(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Each figure averaged over all ranks, in one collective; every rank must report the same names."""
+    if world_size() == 1:
+        return dict(metrics)
+    values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device())
+    dist.all_reduce(values)
+    return dict(zip(metrics, (values / world_size()).tolist(), strict=True))
+
+
+def gather_with_gradient(local: torch.Tensor) -> torch.Tensor:
+    """The rows of every rank [rank x batch, ...] in rank order, through which gradients flow back to each rank's own."""
+    if world_size() == 1:
+        return local
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(local))
 
 
 def seed_everything(seed: int) -> None:

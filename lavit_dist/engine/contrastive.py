@@ -1,0 +1,55 @@
+"""Contrastive training of a vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lavit_dist.config.tower import TrainTowerConfig
+from lavit_dist.data.pairs import PairBatches
+from lavit_dist.data.text_tokenizer import TextTokenizer
+from lavit_dist.engine.data_parallel import DataParallelEngine
+from lavit_dist.models.contrastive import ContrastiveModel, contrastive_loss
+from lavit_dist.parallel.distributed import device, gather_with_gradient, mean_over_ranks, world_size
+
+
+class ContrastiveTraining:
+    """A `Trainable`: CLIP's loss over the global batch of pairs."""
+
+    def __init__(self, config: TrainTowerConfig, model: ContrastiveModel, text: TextTokenizer, batches: PairBatches) -> None:
+        self.config = config
+        self.text = text
+        self.batches = batches
+        self.engine = DataParallelEngine(
+            model.to(device()),
+            optimizer=config.optimizer,
+            total_steps=config.total_steps,
+            micro_batch_size=config.global_batch_size // world_size(),
+        )
+
+    def train_step(self, step: int) -> Mapping[str, float]:
+        batch = self.batches.batch(step)
+        ids, mask = self._encode(batch.captions)
+        pictures, captions, scale = self.engine.module(batch.pixel_values.to(device()), ids, mask)
+        pictures, captions = gather_with_gradient(pictures), gather_with_gradient(captions)
+        same = (captions.detach() @ captions.detach().t()) > 1 - 1e-6
+        loss = contrastive_loss(pictures, captions, scale, same)
+        accuracy = same.gather(1, (pictures @ captions.t()).argmax(-1, keepdim=True)).float().mean()
+        metrics = {"loss": loss.item(), "retrieval_accuracy": accuracy.item()}
+        return mean_over_ranks(metrics) | self.engine.step(loss) | {"images": float(self.config.global_batch_size)}
+
+    def save(self, folder: Path) -> None:
+        self.engine.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self.engine.load(folder)
+
+    def _encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask [batch, token], padded to the longest caption."""
+        rows = [torch.tensor(self.text.encode(caption)[: self.config.text.max_tokens]) for caption in captions]
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return ids.to(device()), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device())

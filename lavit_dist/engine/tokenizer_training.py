@@ -1,0 +1,119 @@
+"""Training of the visual tokenizer on frozen features: first continuous, then with the quantizer on (Eq. 4)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lavit_dist.config.tokenizer import TrainTokenizerConfig
+from lavit_dist.data.hashing import stable_hash
+from lavit_dist.data.pairs import PairBatches
+from lavit_dist.engine.data_parallel import DataParallelEngine
+from lavit_dist.engine.feature_cache import FeatureCache
+from lavit_dist.models.selector import gumbel_noise
+from lavit_dist.models.visual_tokenizer import Reconstruction, VisualTokenizer, rate_loss, reconstruction_loss
+from lavit_dist.parallel.distributed import device, mean_over_ranks, rank, world_size
+
+logger = logging.getLogger(__name__)
+HITS = "codebook_hits"
+
+
+class TokenizerTraining:
+    """A `Trainable`: selector, merger, decoder by gradient, the codebook by moving averages that all ranks share."""
+
+    def __init__(self, config: TrainTokenizerConfig, tokenizer: VisualTokenizer, batches: PairBatches) -> None:
+        self.config = config
+        self.batches = batches
+        self.tokenizer = tokenizer.to(device())
+        self.features = FeatureCache(tokenizer.encode, config.feature_cache_bytes)
+        self.engine = DataParallelEngine(
+            self.tokenizer,
+            optimizer=config.optimizer,
+            total_steps=config.total_steps,
+            micro_batch_size=config.global_batch_size // world_size(),
+        )
+
+    def train_step(self, step: int) -> Mapping[str, float]:
+        config = self.config
+        if step == config.quantize_from:
+            self._initialise_codebook(step)
+        features = self._features(step)
+        quantize = step >= config.quantize_from
+        out = self.engine.module(features, self._noise(step, features), temperature=config.gumbel_temperature, quantize=quantize)
+        reconstruction = reconstruction_loss(features, out.features)
+        loss = reconstruction + config.rate_weight * rate_loss(out.keep_mask, config.keep_ratio)
+        if out.quantized is not None and config.commitment_cost:
+            committed = (out.quantized.unit - self.tokenizer.quantizer.embedding(out.quantized.codes)).square().sum(-1).mean()
+            loss = loss + config.commitment_cost * committed
+        tokens = out.keep_mask.detach().sum(-1)
+        metrics = mean_over_ranks(
+            {
+                "loss": loss.item(),
+                "reconstruction_loss": reconstruction.item(),
+                "keep_ratio": out.keep_mask.mean().item(),
+                "tokens_per_image": tokens.mean().item(),
+                "tokens_per_image_std": tokens.std().item(),
+            }
+        )
+        metrics |= self.engine.step(loss)
+        if out.quantized is not None:
+            metrics |= self._move_codebook(out, step)
+        return metrics | {"images": float(config.global_batch_size)}
+
+    def save(self, folder: Path) -> None:
+        self.engine.save(folder, {HITS: self.tokenizer.quantizer.hits})
+
+    def load(self, folder: Path) -> None:
+        self.tokenizer.quantizer.hits.copy_(self.engine.load(folder)[HITS])
+
+    def _features(self, step: int) -> Tensor:
+        batch = self.batches.batch(step)
+        return self.features(batch.keys, batch.pixel_values.to(device()))
+
+    def _noise(self, step: int, features: Tensor) -> Tensor:
+        """Selection noise that depends on the seed, the step and the rank alone, so that a resumed run draws the same."""
+        return gumbel_noise((*features.shape[:2], 2), self._generator(step, "selection")).to(features.device)
+
+    def _generator(self, step: int, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(stable_hash(purpose, self.config.seed, step, rank()) >> 1)
+
+    @torch.no_grad()
+    def _initialise_codebook(self, step: int) -> None:
+        """k-means over the vectors of the next batches, alike on every rank."""
+        vectors = []
+        for ahead in range(self.config.kmeans_batches):
+            features = self._features(step + ahead)
+            out = self.tokenizer(features, self._noise(step + ahead, features), temperature=1.0, quantize=False)
+            vectors.append(out.kept_vectors)
+        if rank() == 0:
+            self.tokenizer.quantizer.initialise(torch.cat(vectors).cpu(), torch.Generator().manual_seed(self.config.seed))
+        if world_size() > 1:
+            dist.broadcast(self.tokenizer.quantizer.embedding.weight, 0)
+            dist.broadcast(self.tokenizer.quantizer.hits, 0)
+        logger.info("quantizer on: codebook initialised by k-means over %d batches", self.config.kmeans_batches)
+
+    @torch.no_grad()
+    def _move_codebook(self, out: Reconstruction, step: int) -> dict[str, float]:
+        assert out.quantized is not None
+        quantizer = self.tokenizer.quantizer
+        counts, sums = quantizer.statistics(out.quantized)
+        size = quantizer.config.size
+        draw = torch.randint(len(out.quantized.unit), (size,), generator=self._generator(step, "revival"))
+        candidates = out.quantized.unit[draw.to(out.quantized.unit.device)]
+        if world_size() > 1:
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+            dist.broadcast(candidates, 0)
+        revived = quantizer.update(counts, sums, candidates)
+        share = counts / counts.sum()
+        perplexity = torch.special.entr(share).sum().exp()
+        return {
+            "perplexity": perplexity.item(),
+            "codes_used": (quantizer.hits >= quantizer.config.revive_below).float().mean().item(),
+            "codes_revived": float(revived),
+        }
