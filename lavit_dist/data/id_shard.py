@@ -1,0 +1,245 @@
+"""An id shard: one uncompressed Arrow IPC file of tokenized documents, and a JSON sidecar, written last, that commits it.
+
+Ids are raw: text ids as the text tokenizer gives them, codes 0..K-1. What depends on the language model (offsets, [IMG], the order of
+image and text, EOS) is added when the shard is read for training. A file holds one record batch, so that each column is one array.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from lavit_dist import __version__
+from lavit_dist.data.hashing import stable_hash
+from lavit_dist.errors import UserError
+from lavit_dist.files import sha256, write_atomically
+
+TEXT, IMAGE = 0, 1
+"""Kinds of segments."""
+LARGEST_UINT16 = 2**16 - 1
+
+
+@dataclass(frozen=True)
+class IdDocument:
+    """One tokenized document."""
+
+    key: str
+    """The key of the pair that it was made from."""
+    caption_index: int
+    """Which of the pair's captions it holds."""
+    segments: Sequence[tuple[int, Sequence[int]]]
+    """(`TEXT` or `IMAGE`, raw ids) in order."""
+    keep_mask: bytes
+    """One bit per patch of each image, row-major, first patch in the highest bit; an image starts on a byte."""
+    caption: str
+    source: tuple[str, int, int]
+    """The image's bytes: tar name, offset, size."""
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Numbers that came with the pair, such as a similarity."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What turned pairs into ids; shards of one set must agree in all of it."""
+
+    visual_tokenizer: str
+    """Digest of the visual tokenizer's configuration and weights."""
+    text_tokenizer: str
+    """`TextTokenizer.digest`."""
+    preprocessing: str
+    """Digest of how bytes become pixels."""
+    settings: str
+    """Digest of the settings that decide ids, such as the seed of the selection noise."""
+    text_vocab_size: int
+    """Number of text ids, T."""
+    codebook_size: int
+    """Number of visual codes, K."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A tar that was read."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Ids per segment of one kind."""
+
+    min: int
+    mean: float
+    max: int
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """The sidecar of a shard, and its entry in the manifest."""
+
+    name: str
+    """File name of the Arrow file."""
+    size: int
+    """Bytes of the Arrow file."""
+    sha256: str
+    """Digest of the Arrow file."""
+    documents: int
+    images: int
+    quarantined: dict[str, int]
+    """Samples refused, per reason."""
+    inputs: tuple[InputFile, ...]
+    encoding: Encoding
+    code_lengths: Lengths
+    text_lengths: Lengths
+    program_version: str = __version__
+
+
+def write_id_shard(
+    path: Path,
+    documents: Sequence[IdDocument],
+    *,
+    encoding: Encoding,
+    inputs: Iterable[InputFile],
+    quarantined: Mapping[str, int],
+) -> ShardRecord:
+    """Writes the Arrow file, then its sidecar. The same documents give the same bytes."""
+    sidecar = sidecar_path(path)
+    sidecar.unlink(missing_ok=True)  # from here until the end the shard is not committed
+    content = _to_arrow(documents, encoding)
+    write_atomically(path, content)
+    record = ShardRecord(
+        name=path.name,
+        size=len(content),
+        sha256=sha256(path),
+        documents=len(documents),
+        images=len({document.source for document in documents}),
+        quarantined=dict(sorted(quarantined.items())),
+        inputs=tuple(inputs),
+        encoding=encoding,
+        code_lengths=_lengths(documents, IMAGE),
+        text_lengths=_lengths(documents, TEXT),
+    )
+    write_atomically(sidecar, json.dumps(dataclasses.asdict(record), indent=1).encode())
+    return record
+
+
+def sidecar_path(path: Path) -> Path:
+    """The sidecar of the Arrow file at `path`."""
+    return path.with_suffix(".json")
+
+
+def read_record(path: Path) -> ShardRecord | None:
+    """The sidecar of the Arrow file at `path`; None when it is absent or not a sidecar, that is, the shard was never committed."""
+    try:
+        return TypeAdapter(ShardRecord).validate_json(sidecar_path(path).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def is_intact(path: Path, record: ShardRecord) -> bool:
+    """Whether the Arrow file at `path` is the one that `record` describes."""
+    return path.exists() and path.stat().st_size == record.size and sha256(path) == record.sha256
+
+
+class IdShard:
+    """A committed shard, memory-mapped: the columns that training needs, as arrays without a copy."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+            self._columns = {name: batch.column(name) for name in batch.schema.names}
+            self.document_hash: NDArray[np.uint64] = self._columns["document_hash"].to_numpy()
+            self.segment_kinds, self.segment_starts = self._lists("segment_kinds")
+            self.segment_lengths, _ = self._lists("segment_lengths")
+            self.ids, self.id_starts = self._lists("ids")
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise UserError(
+                f"The id shard {path} can't be read ({error}); remove it and run data_prep/pretokenize.py again."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.document_hash)
+
+    def column(self, name: str) -> list[Any]:
+        """A whole column as Python values, for looking at."""
+        values: list[Any] = self._columns[name].to_pylist()
+        return values
+
+    def segments(self, document: int) -> list[tuple[int, NDArray[np.integer]]]:
+        """(`TEXT` or `IMAGE`, raw ids) of each segment of a document, in order."""
+        segments = []
+        start = self.id_starts[document]
+        for segment in range(self.segment_starts[document], self.segment_starts[document + 1]):
+            end = start + self.segment_lengths[segment]
+            segments.append((int(self.segment_kinds[segment]), self.ids[start:end]))
+            start = end
+        return segments
+
+    def _lists(self, name: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        column = self._columns[name]
+        return column.values.to_numpy(), column.offsets.to_numpy()
+
+
+def _schema(encoding: Encoding) -> Any:
+    largest = max(encoding.text_vocab_size, encoding.codebook_size) - 1
+    id_type = pa.uint16() if largest <= LARGEST_UINT16 else pa.uint32()
+    return pa.schema(
+        {
+            "key": pa.string(),
+            "caption_index": pa.uint16(),
+            "document_hash": pa.uint64(),
+            "segment_kinds": pa.list_(pa.uint8()),
+            "segment_lengths": pa.list_(pa.uint32()),
+            "ids": pa.list_(id_type),
+            "keep_mask": pa.binary(),
+            "caption": pa.string(),
+            "source_shard": pa.dictionary(pa.int32(), pa.string()),
+            "source_offset": pa.int64(),
+            "source_size": pa.int64(),
+            "scores": pa.string(),
+        }
+    )
+
+
+def _to_arrow(documents: Sequence[IdDocument], encoding: Encoding) -> bytes:
+    rows = [_row(document) for document in documents]
+    schema = _schema(encoding)
+    batch = pa.RecordBatch.from_pylist(rows, schema=schema)
+    buffer = io.BytesIO()
+    with pa.ipc.new_file(buffer, schema) as writer:
+        writer.write_batch(batch)
+    return buffer.getvalue()
+
+
+def _row(document: IdDocument) -> dict[str, Any]:
+    shard, offset, size = document.source
+    return {
+        "key": document.key,
+        "caption_index": document.caption_index,
+        "document_hash": stable_hash(document.key, document.caption_index),
+        "segment_kinds": [kind for kind, _ in document.segments],
+        "segment_lengths": [len(ids) for _, ids in document.segments],
+        "ids": np.concatenate([np.asarray(ids, np.int64) for _, ids in document.segments]),
+        "keep_mask": document.keep_mask,
+        "caption": document.caption,
+        "source_shard": shard,
+        "source_offset": offset,
+        "source_size": size,
+        "scores": json.dumps(document.scores, sort_keys=True),
+    }
+
+
+def _lengths(documents: Sequence[IdDocument], kind: int) -> Lengths:
+    lengths = [len(ids) for document in documents for segment_kind, ids in document.segments if segment_kind == kind]
+    return Lengths(min(lengths), sum(lengths) / len(lengths), max(lengths)) if lengths else Lengths(0, 0.0, 0)

@@ -1,0 +1,101 @@
+"""The manifest of an id set: the sorted records of its shards. Its sha256 is the set's fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from lavit_dist.data.id_shard import Encoding, ShardRecord, is_intact
+from lavit_dist.errors import UserError
+from lavit_dist.files import write_atomically
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The shards of a set, all encoded alike."""
+
+    folder: Path
+    shards: tuple[ShardRecord, ...]
+    fingerprint: str
+    """Hexadecimal sha256 of the manifest file."""
+
+    @property
+    def encoding(self) -> Encoding:
+        """What turned pairs into ids, the same for every shard."""
+        return self.shards[0].encoding
+
+    def check_tokenizers(self, *, visual_tokenizer: str | None = None, text_tokenizer: str | None = None) -> None:
+        """Raises `UserError`, naming both digests, when the set was made with another tokenizer than the one given."""
+        expected = {"visual_tokenizer": visual_tokenizer, "text_tokenizer": text_tokenizer}
+        for name, digest in expected.items():
+            found = getattr(self.encoding, name)
+            if digest is not None and found != digest:
+                raise UserError(
+                    f"The ids in {self.folder} were made with the {name} {found[:16]}, but this run uses {digest[:16]};"
+                    f" run data_prep/pretokenize.py with this tokenizer, or give this run the one that the ids were made with."
+                )
+
+    def check_files(self) -> None:
+        """Reads every shard and raises `UserError` naming the first that is missing or differs from its sha256."""
+        for shard in self.shards:
+            if not is_intact(self.folder / shard.name, shard):
+                raise UserError(
+                    f"The id shard {self.folder / shard.name} is missing or damaged (its sha256 differs from {MANIFEST});"
+                    " run data_prep/pretokenize.py again, which redoes such shards alone."
+                )
+
+
+def write_manifest(folder: Path, shards: Sequence[ShardRecord]) -> Manifest:
+    """Commits the set that `shards` make up. Raises `UserError` when they weren't all encoded alike."""
+    records = sorted(shards, key=lambda shard: shard.name)
+    content = {"format_version": FORMAT_VERSION, "shards": [dataclasses.asdict(record) for record in records]}
+    _check_encodings(folder, records)
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
+    return load_manifest(folder)
+
+
+def load_manifest(folder: str | Path) -> Manifest:
+    """Reads a set's manifest. Raises `UserError` when there is none, it can't be read, is empty, or mixes tokenizers."""
+    folder = Path(folder)
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except OSError:
+        raise UserError(
+            f"{folder} holds no id set: {MANIFEST} is missing; give the folder of one split, such as ids/train,"
+            " or finish it with data_prep/pretokenize.py."
+        ) from None
+    try:
+        values = json.loads(content)
+        if values["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {values['format_version']}, this program reads {FORMAT_VERSION}; remake it."
+            )
+        shards = TypeAdapter(tuple[ShardRecord, ...]).validate_python(values["shards"])
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise UserError(f"{path} is not a manifest ({type(error).__name__}); run data_prep/pretokenize.py to remake it.") from error
+    if not any(shard.documents for shard in shards):
+        raise UserError(f"The id set {folder} holds no document; see its *.quarantine.jsonl files for what was refused and why.")
+    _check_encodings(folder, shards)
+    return Manifest(folder, shards, hashlib.sha256(content).hexdigest())
+
+
+def _check_encodings(folder: Path, shards: Sequence[ShardRecord]) -> None:
+    first = shards[0]
+    for shard in shards[1:]:
+        for field in dataclasses.fields(Encoding):
+            ours, theirs = getattr(first.encoding, field.name), getattr(shard.encoding, field.name)
+            if ours != theirs:
+                raise UserError(
+                    f"The id set {folder} mixes encodings: {field.name} is {ours} in {first.name} but {theirs} in {shard.name};"
+                    " remove the shards of one of them and run data_prep/pretokenize.py again."
+                )
