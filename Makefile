@@ -1,0 +1,41 @@
+# make quickstart    pairs -> tokenizers -> language model -> decoder -> captions, pictures and a report
+# make test          formatting, lint, types, imports and tests
+# Both set everything up in .venv first. PYTHON chooses the interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= configs/quickstart/quickstart.yaml
+RUN ?= runs/quickstart
+DATA ?=
+# Two workers: tests that start ranks of their own leave no cores idle, and more would only take turns.
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SCRIPTS := .ci/run $(wildcard launcher/slurm/*.sbatch launcher/slurm/*.sh)
+
+.PHONY: quickstart test lint install
+.DELETE_ON_ERROR:
+
+quickstart: $(INSTALLED)
+	$(BIN)/python launcher/quickstart.py --config '$(CONFIG)' 'run_dir=$(RUN)' $(if $(DATA),'data=$(DATA)')
+
+test: lint
+	$(BIN)/pytest -n $(WORKERS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check --quiet . || { echo 'run $(BIN)/ruff format .'; exit 1; }
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck $(SCRIPTS)
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	  || { echo 'lavit_dist needs Python 3.10-3.12; name one: make PYTHON=python3.12'; exit 1; }
+	@echo 'Installing into $(VENV): a few minutes, once.'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
