@@ -116,15 +116,19 @@ def _explain(cls: type, error: ValidationError, source: str) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        legal = _legal_keys(cls)
-        near = difflib.get_close_matches(where, legal, n=1, cutoff=0.5)
-        parent = where.rpartition(".")[0]
-        siblings = [key for key in legal if key.rpartition(".")[0] == parent]
-        hint = f"did you mean {near[0]!r}?" if near else f"legal here: {', '.join(siblings)}."
-        return f"{source}: unknown key {where!r}; {hint}"
+        return f"{source}: unknown key {where!r}; {_suggest(where, _legal_keys(cls))}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{source}: {where!r} is not set; give it in the file or as {where}=VALUE."
     return f"{source}: {where} = {first.get('input')!r} is not legal: {first['msg'][:1].lower()}{first['msg'][1:]}."
+
+
+def _suggest(unknown: str, legal: list[str]) -> str:
+    """The nearest legal key: a misspelt one of the same part, or one of that name elsewhere; else all that are legal there."""
+    parent, _, name = unknown.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in legal if key.rpartition(".")[0] == parent}
+    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    found = [siblings[near[0]]] if near else [key for key in legal if key.rpartition(".")[2] == name]
+    return f"did you mean {' or '.join(map(repr, found))}?" if found else f"legal here: {', '.join(siblings.values())}."
 
 
 def _legal_keys(cls: type, prefix: str = "") -> list[str]:

@@ -1,0 +1,57 @@
+"""Entry points: what a user got wrong is one sentence and exit code 2; anything else is a defect and is shown whole."""
+
+from __future__ import annotations
+
+import pytest
+
+from lavit_dist.config import config, run_entry_point
+from lavit_dist.errors import UserError
+
+
+@config
+class SmallConfig:
+    """An example configuration."""
+
+    total_steps: int = 1
+    """Steps."""
+
+
+def never(_: SmallConfig) -> None:
+    raise AssertionError("the run started although its settings are wrong")
+
+
+def test_the_run_gets_the_configuration() -> None:
+    seen: list[SmallConfig] = []
+    run_entry_point(SmallConfig, seen.append, "An example.", ["total_steps=3", "--local_rank=1"])
+    assert seen == [SmallConfig(total_steps=3)]
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_a_wrong_setting_exits_with_2_and_one_line_from_rank_0(
+    rank: str, lines: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as exit_:
+        run_entry_point(SmallConfig, never, "An example.", ["total_stepz=3"])
+    assert exit_.value.code == 2
+    printed = capfd.readouterr().err
+    assert printed.count("\n") == lines
+    assert not lines or printed == "error: the command line: unknown key 'total_stepz'; did you mean 'total_steps'?\n"
+
+
+def test_a_mistake_found_while_running_exits_with_2(capfd: pytest.CaptureFixture[str]) -> None:
+    def run(_: SmallConfig) -> None:
+        raise UserError("pairs is missing.")
+
+    with pytest.raises(SystemExit) as exit_:
+        run_entry_point(SmallConfig, run, "An example.", [])
+    assert exit_.value.code == 2
+    assert capfd.readouterr().err == "error: pairs is missing.\n"
+
+
+def test_a_defect_is_not_hidden() -> None:
+    def run(_: SmallConfig) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_entry_point(SmallConfig, run, "An example.", [])

@@ -1,0 +1,73 @@
+"""The folder of a run refuses other settings, and its product appears whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lavit_dist.config import config, load_config
+from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.engine.run_folder import RunFolder
+from lavit_dist.errors import UserError
+
+
+@config
+class SmallConfig:
+    """An example of a stage's settings."""
+
+    run_dir: str
+    """Folder of the run."""
+    total_steps: int = 10
+    """Steps."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    num_threads: int | None = None
+    """Threads."""
+
+
+def open_run(folder: Path, *overrides: str) -> RunFolder:
+    value = load_config(SmallConfig, None, [f"run_dir={folder}", *overrides])
+    run = RunFolder(folder)
+    run.open(value)
+    return run
+
+
+def test_the_resolved_settings_are_written_down(tmp_path: Path) -> None:
+    run = open_run(tmp_path, "optimizer.betas=[0.8,0.9]")
+    written = load_config(SmallConfig, run.config)
+    assert written == load_config(SmallConfig, None, [f"run_dir={tmp_path}", "optimizer.betas=[0.8,0.9]"])
+
+
+@pytest.mark.parametrize("override", ["total_steps=11", "optimizer.learning_rate=0.1", "optimizer.betas=[0.1,0.2]"])
+def test_other_settings_are_refused_and_named(tmp_path: Path, override: str) -> None:
+    open_run(tmp_path)
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=f"belongs to a run with {override.partition('=')[0]} = .* give this run another run_dir"):
+        open_run(tmp_path, override)
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "override", ["checkpoint.every_steps=3", "logging.every_steps=2", "num_threads=1", "checkpoint.keep_last=1"]
+)
+def test_what_changes_no_result_may_change(tmp_path: Path, override: str) -> None:
+    open_run(tmp_path)
+    open_run(tmp_path, override)
+    assert override.rpartition(".")[2].partition("=")[0] in (tmp_path / "config.yaml").read_text()
+
+
+def test_the_product_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+
+    def fail(folder: Path) -> None:
+        (folder / "half.bin").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run.publish(fail)
+    assert not run.done
+    run.publish(lambda folder: (folder / "whole.bin").write_text("whole") and None)
+    assert run.done
+    assert [path.name for path in run.model.iterdir()] == ["whole.bin"]
