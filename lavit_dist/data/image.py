@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 
 import numpy as np
 import torch
@@ -41,6 +40,11 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     raise SampleError("image_bomb", f"{width} x {height} pixels, more than the {max_pixels} allowed", data)
 
 
+def image_format(data: bytes) -> str:
+    """Pillow's name for the format of bytes that `decode_image` accepts, such as `JPEG`."""
+    return str(Image.open(io.BytesIO(data), formats=FORMATS).format)
+
+
 def resize(image: Image.Image, size: int) -> torch.Tensor:
     """Squashes the whole picture to a square by bicubic interpolation, without cropping: uint8 [3, size, size]."""
     if image.size != (size, size):
@@ -71,7 +75,7 @@ def fit_within(image: Image.Image, max_side: int) -> Image.Image:
     scale = max_side / max(image.size)
     if scale >= 1:
         return image
-    width, height = (max(1, math.floor(side * scale + 0.5)) for side in image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 

@@ -84,7 +84,7 @@ def write_shard(path: Path, pairs: Sequence[EncodedPair]) -> None:
                         "__key__": pair.key,
                         pair.suffix: pair.image,
                         "txt": pair.captions[0].encode(),
-                        "json": json.dumps(metadata, ensure_ascii=False).encode(),
+                        "json": json.dumps(metadata).encode(),
                     }
                 )
         file.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -173,6 +173,21 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(size)
 
 
+def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
+    """The captions without surrounding blanks and empty ones.
+
+    Raises `SampleError`: `empty_caption` when none is left, `malformed_caption` when one isn't valid Unicode.
+    """
+    cleaned = tuple(stripped for caption in captions if (stripped := caption.strip()))
+    if not cleaned:
+        raise SampleError("empty_caption", "no caption has a visible character")
+    try:
+        "".join(cleaned).encode()
+    except UnicodeEncodeError as error:
+        raise SampleError("malformed_caption", f"a caption can't be written as UTF-8: {error}") from error
+    return cleaned
+
+
 def _read_pair(file: BinaryIO, sample: RawSample) -> PairSample:
     metadata = _read_metadata(file, sample)
     captions = metadata.get("captions")
@@ -180,28 +195,26 @@ def _read_pair(file: BinaryIO, sample: RawSample) -> PairSample:
         captions = [_read_text(file, sample)] if "txt" in sample.files else [metadata.get("caption") or ""]
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise SampleError("malformed_metadata", "`captions` in the .json is not a list of strings")
-    captions = tuple(stripped for caption in captions if (stripped := caption.strip()))
-    if not captions:
-        raise SampleError("empty_caption", "no caption has a visible character")
     image = sample.image
     assert image is not None, "index_shard lets no sample without an image through"
-    return PairSample(sample.key, image, captions, metadata)
+    return PairSample(sample.key, image, clean_captions(captions), metadata)
 
 
 def _read_text(file: BinaryIO, sample: RawSample) -> str:
     try:
         return read_from(file, sample.files["txt"]).decode()
     except UnicodeDecodeError as error:
-        raise SampleError("malformed_caption", f"the .txt is not UTF-8: {error}") from error
+        raise SampleError("malformed_caption", f"the .txt is not UTF-8: {error}", error.object) from error
 
 
 def _read_metadata(file: BinaryIO, sample: RawSample) -> dict[str, Any]:
     if "json" not in sample.files:
         return {}
+    data = read_from(file, sample.files["json"])
     try:
-        metadata = json.loads(read_from(file, sample.files["json"]))
+        metadata = json.loads(data)
     except ValueError as error:
-        raise SampleError("malformed_metadata", f"the .json can't be parsed: {error}") from error
+        raise SampleError("malformed_metadata", f"the .json can't be parsed: {error}", data) from error
     if not isinstance(metadata, dict):
-        raise SampleError("malformed_metadata", f"the .json holds a {type(metadata).__name__}, not an object")
+        raise SampleError("malformed_metadata", f"the .json holds a {type(metadata).__name__}, not an object", data)
     return metadata

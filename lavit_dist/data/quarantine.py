@@ -46,7 +46,7 @@ class Quarantined:
 
 def write_quarantine(path: Path, records: Iterable[Quarantined]) -> None:
     """Writes `records` as JSON lines, whole or not at all; no records make an empty file, which says that all went well."""
-    lines = [json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n" for record in records]
+    lines = [json.dumps(dataclasses.asdict(record)) + "\n" for record in records]
     write_atomically(path, "".join(lines).encode())
 
 
