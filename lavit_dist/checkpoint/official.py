@@ -87,6 +87,11 @@ def tokenizer_digest(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
+def visual_tokenizer_config(folder: str | Path) -> VisualTokenizerConfig:
+    """The sizes of the tokenizer in `folder`, without its weights."""
+    return _read_config(_subfolder(folder))
+
+
 def load_into(module: nn.Module, path: Path) -> None:
     """Loads a `.bin` file of tensors (never of code) into `module`; `UserError` names keys that are missing, extra or misshapen."""
     _require(path)

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lavit_dist.errors import UserError
+from lavit_dist.files import write_atomically
 
 EOS = "<eos>"
 PAD = "<pad>"
@@ -71,15 +72,14 @@ def train_text_tokenizer(captions: Iterable[str], vocab_size: int, folder: Path,
         vocab_size=vocab_size, special_tokens=[EOS, PAD], initial_alphabet=alphabet, min_frequency=2, show_progress=False
     )
     tokenizer.train_from_iterator(captions, trainer)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / FAST_FILE))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": EOS,
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=1))
+    write_atomically(folder / CONFIG_FILE, json.dumps(settings, indent=1).encode())
+    write_atomically(folder / FAST_FILE, tokenizer.to_str(pretty=True).encode())
     return TextTokenizer.load(folder)
 
 

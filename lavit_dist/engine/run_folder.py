@@ -23,8 +23,8 @@ from lavit_dist.files import sync_folder
 from lavit_dist.parallel.distributed import barrier, rank
 
 logger = logging.getLogger(__name__)
-MAY_CHANGE = ("logging", "checkpoint", "num_threads", "run_dir")
-"""Settings that a resumed run may change: they decide what is reported and when, never what is computed."""
+MAY_CHANGE = ("logging", "checkpoint", "num_threads", "run_dir", "ray", "verify_inputs")
+"""Settings that a resumed run may change: they decide what is reported, when and where, never what is computed."""
 
 
 class RunFolder:
