@@ -5,6 +5,9 @@ from __future__ import annotations
 from lavit_dist.config.base import config
 from lavit_dist.errors import check
 
+PILLOW_LIMIT = 178_956_970
+"""Twice Pillow's `MAX_IMAGE_PIXELS`."""
+
 
 @config
 class IngestConfig:
@@ -29,13 +32,17 @@ class IngestConfig:
     max_side: int | None = None
     """Pictures with a longer side than this, in pixels, are shrunk and saved as JPEG; by default all files are kept as they are."""
     max_pixels: int = 89_478_485
-    """Pictures with more pixels than this are quarantined as bombs; the default is Pillow's own limit."""
+    """Pictures with more pixels than this are quarantined as bombs; the default is Pillow's `MAX_IMAGE_PIXELS`."""
     num_threads: int = 4
     """Pictures that are read and checked at a time."""
 
     def validate(self) -> None:
         for name in ("samples_per_shard", "max_pixels", "num_threads"):
             check(getattr(self, name) > 0, f"{name} {getattr(self, name)} must be at least 1.")
+        check(
+            self.max_pixels <= PILLOW_LIMIT,
+            f"max_pixels {self.max_pixels} must be at most {PILLOW_LIMIT}, above which Pillow refuses to open a picture.",
+        )
         check(
             self.max_side is None or self.max_side >= 16,
             f"max_side {self.max_side} must be at least 16 pixels; leave it out to keep all.",

@@ -1,0 +1,40 @@
+"""Pictures and tars, good and bad, for the tests of the data part."""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+Members = Iterable[tuple[str, bytes]]
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> Callable[..., bytes]:
+    """`jpeg(colour, size)`: the bytes of a picture of one colour."""
+
+    def make(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (24, 16), kind: str = "JPEG") -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", size, colour).save(buffer, kind)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def write_tar(tmp_path: Path) -> Callable[[Members, str], Path]:
+    """`write_tar(members, name)`: a tar of the members as they come, doubled names and all."""
+
+    def write(members: Members, name: str = "00000.tar") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for member, data in members:
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return path
+
+    return write
