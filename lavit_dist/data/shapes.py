@@ -102,7 +102,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneMaker:
-    """Makes the scenes of a set; small enough to be sent to worker processes."""
+    """Makes the scenes of a set, one at a time and in any order."""
 
     seed: int
     max_objects: int
@@ -116,7 +116,7 @@ class SceneMaker:
         rng = np.random.Generator(np.random.PCG64([self.seed, stable_hash(split), index]))
         combinations = self.heldout if split == "heldout" else self.train
         chosen = {name: _pick(rng, values) for name, values in ATTRIBUTES.items()} | combinations[index % len(combinations)]
-        groups = _pick_groups(rng, self.max_objects, (chosen["colour"], chosen["shape"]))
+        groups = _pick_groups(rng, self.max_objects, chosen["colour"])
         things = _place(rng, chosen, groups)
         return Scene(things, chosen["position"], chosen["texture"], chosen["tint"], _write_captions(rng, chosen, groups))
 
@@ -162,11 +162,11 @@ def _pick(rng: np.random.Generator, values: tuple[str, ...]) -> str:
     return values[int(rng.integers(len(values)))]
 
 
-def _pick_groups(rng: np.random.Generator, max_objects: int, main: tuple[str, str]) -> list[_Group]:
+def _pick_groups(rng: np.random.Generator, max_objects: int, main_colour: str) -> list[_Group]:
     """At most two kinds of small objects, each unlike the main object and the other kind in colour."""
     others = int(rng.integers(max_objects))
     first = int(rng.integers(1, others + 1)) if others else 0
-    colours = [main[0]]
+    colours = [main_colour]
     groups = []
     for number in (first, others - first):
         if number:
