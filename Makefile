@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/quickstart/quickstart.yaml
-RUN ?= runs/quickstart
+RUN ?=
 DATA ?=
 # Two workers: tests that start ranks of their own leave no cores idle, and more would only take turns.
 WORKERS ?= 2
@@ -18,7 +18,7 @@ SCRIPTS := .ci/run $(wildcard launcher/slurm/*.sbatch launcher/slurm/*.sh)
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
-	$(BIN)/python launcher/quickstart.py --config '$(CONFIG)' 'run_dir=$(RUN)' $(if $(DATA),'data=$(DATA)')
+	$(BIN)/python launcher/quickstart.py --config '$(CONFIG)' $(if $(DATA),'data=$(DATA)') $(if $(RUN),'run_dir=$(RUN)')
 
 test: lint
 	$(BIN)/pytest -n $(WORKERS)

@@ -1,0 +1,115 @@
+"""The whole of training, one stage after another, each by its own entry point in its own processes.
+
+RUN_DIR/STAGE/         what each stage makes
+RUN_DIR/logs/          what each stage said
+RUN_DIR/stages.json    time and memory of each
+RUN_DIR/report.html    what came out
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lavit_dist.config.quickstart import QuickstartConfig
+from lavit_dist.engine.run_folder import RunFolder
+from lavit_dist.errors import UserError
+from lavit_dist.observe.process import run_watched
+from lavit_dist.observe.stage_records import StageRecord, read_stage_records, write_stage_records
+from lavit_dist.parallel.distributed import free_port
+from pipelines.quickstart_stages import Stage, plan_stages
+
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+"""The quickstart is a job for CPU cores, on machines with GPUs too."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""For each of several processes that share the cores."""
+INTERRUPTED = 130
+"""Exit code after ctrl-C, as shells have it."""
+
+
+def run(config: QuickstartConfig) -> None:
+    """Runs the stages that aren't done, and exits with the code of one that fails."""
+    stages = plan_stages(config)
+    for stage in stages:
+        RunFolder(stage.config.run_dir).check_config(stage.config)
+    console = Console(highlight=False, soft_wrap=True)
+    made: Stage | None = None
+    for number, stage in enumerate(stages, 1):
+        console.print(f"\n[bold]\\[{number}/{len(stages)}] {stage.title}[/bold]")
+        was_done = stage.done
+        if was_done and not stage.depends_on_outside:
+            _check_age(stage, made)
+            console.print(f"already there: {stage.config.run_dir}")
+            continue
+        _run_stage(stage, config.root, console)
+        made = made if was_done else stage
+    _print_summary(stages, config.root, console)
+
+
+def _check_age(stage: Stage, made: Stage | None) -> None:
+    if made:
+        raise UserError(
+            f"{stage.config.run_dir} is older than {made.config.run_dir}, which was made just now and which it should be made"
+            f" from; remove {stage.config.run_dir} and run this again."
+        )
+
+
+def _run_stage(stage: Stage, root: Path, console: Console) -> None:
+    log = root / "logs" / f"{stage.name}.log"
+    variables = ENVIRONMENT | (ONE_THREAD if stage.distributed else {})
+    records = read_stage_records(root)
+    alone = " ".join([*(f"{key}={value}" for key, value in variables.items()), shlex.join(stage.command)])
+    record = records.get(stage.name, StageRecord(title=stage.title, command=alone))
+    try:
+        finished = run_watched(
+            _executable(stage),
+            log,
+            {**os.environ, "PYTHONUNBUFFERED": "1", **variables},
+            lambda line: console.print(line, markup=False),
+        )
+    except KeyboardInterrupt:
+        console.print(f"\nInterrupted in the stage [bold]{stage.title}[/bold]; the same command goes on from there.")
+        sys.exit(INTERRUPTED)
+    write_stage_records(root, {**records, stage.name: record.after(finished.seconds, finished.peak_memory)})
+    if finished.returncode:
+        console.print(f"\n[bold red]The stage {stage.title} failed with exit code {finished.returncode}.[/bold red]")
+        console.print(f"its log:   {log}\nit alone:  {alone}", markup=False)
+        sys.exit(finished.returncode if finished.returncode > 0 else 128 - finished.returncode)
+
+
+def _executable(stage: Stage) -> list[str]:
+    """The command with this environment's programs, and for deepspeed a port that no other run holds."""
+    name, *rest = stage.command
+    program = str(Path(sys.executable).with_name(name))
+    return [program, "--master_port", str(free_port()), *rest] if stage.distributed else [program, *rest]
+
+
+def _print_summary(stages: Sequence[Stage], root: Path, console: Console) -> None:
+    records = read_stage_records(root)
+    table = Table(box=None, header_style="bold", show_footer=True)
+    done = [records[stage.name] for stage in stages if stage.name in records]
+    seconds, peak = sum(record.seconds for record in done), max((record.peak_memory for record in done), default=0)
+    table.add_column("stage", footer="[bold]in all[/bold]")
+    table.add_column("time", justify="right", footer=f"[bold]{_clock(seconds)}[/bold]")
+    table.add_column("peak memory", justify="right", footer=f"[bold]{_gigabytes(peak)}[/bold]")
+    table.add_column("folder", overflow="fold")
+    for stage in stages:
+        record = records.get(stage.name)
+        cells = (_clock(record.seconds), _gigabytes(record.peak_memory)) if record else ("", "")
+        table.add_row(stage.title, *cells, stage.config.run_dir)
+    console.print()
+    console.print(table)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,151 @@
+"""The stages of the quickstart in their order: which program, which settings, what it makes and what it makes it from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavit_dist.config.base import load_config
+from lavit_dist.config.ingest import IngestConfig
+from lavit_dist.config.make_shapes import MakeShapesConfig
+from lavit_dist.config.pretokenize import PretokenizeConfig
+from lavit_dist.config.quickstart import QuickstartConfig
+from lavit_dist.config.text_tokenizer import TrainTextTokenizerConfig
+from lavit_dist.config.tokenizer import TrainTokenizerConfig
+from lavit_dist.config.tower import TrainTowerConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One program of the chain."""
+
+    name: str
+    """What its settings file, its overrides and its log are called."""
+    title: str
+    """What it makes, in words."""
+    program: tuple[str, ...]
+    """How it is started, without its settings."""
+    arguments: tuple[str, ...]
+    """Its settings: `--config FILE` and `key=value`."""
+    config: Any
+    """The same, resolved."""
+    products: tuple[Path, ...]
+    """What is there when it is done."""
+    depends_on_outside: bool = False
+    """Whether it must look at its sources again even when its products are there, since others may change them."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command as one types it."""
+        return (*self.program, *self.arguments)
+
+    @property
+    def distributed(self) -> bool:
+        """Whether it runs in several processes under the deepspeed launcher."""
+        return self.program[0] == "deepspeed"
+
+    @property
+    def done(self) -> bool:
+        """Whether everything that it makes is there."""
+        return all(product.exists() for product in self.products)
+
+
+class _Planner:
+    """Makes stages from what differs between them."""
+
+    def __init__(self, config: QuickstartConfig) -> None:
+        self.config = config
+
+    def stage(
+        self,
+        name: str,
+        title: str,
+        program: str,
+        cls: type,
+        products: Sequence[str],
+        *,
+        folder: str,
+        depends_on_outside: bool = False,
+        **settings: str | Path,
+    ) -> Stage:
+        overrides = [f"run_dir={self.config.root / folder}", *(f"{key}={value}" for key, value in settings.items())]
+        overrides += getattr(self.config.overrides, name)
+        preset = Path(self.config.presets) / f"{name}.yaml"
+        return Stage(
+            name=name,
+            title=title,
+            program=tuple(program.split()),
+            arguments=("--config", str(preset), *overrides),
+            config=load_config(cls, preset, overrides),
+            products=tuple(self.config.root / folder / product for product in products),
+            depends_on_outside=depends_on_outside,
+        )
+
+
+def plan_stages(config: QuickstartConfig) -> list[Stage]:
+    """All stages with their settings, resolved and checked. Raises `UserError` for a wrong one before anything has run."""
+    root, stage = config.root, _Planner(config).stage
+    pairs, text_tokenizer, tower, tokenizer = (
+        root / "pairs",
+        root / "text_tokenizer",
+        root / "tower/model",
+        root / "tokenizer/model",
+    )
+    if config.data:
+        make_pairs = stage(
+            "ingest",
+            "pairs",
+            "python data_prep/ingest.py",
+            IngestConfig,
+            ["summary.json"],
+            folder="pairs",
+            depends_on_outside=True,
+            source=config.data,
+        )
+    else:
+        make_pairs = stage("shapes", "pairs", "python data_prep/make_shapes.py", MakeShapesConfig, ["summary.json"], folder="pairs")
+    return [
+        make_pairs,
+        stage(
+            "text_tokenizer",
+            "text tokenizer",
+            "python data_prep/train_text_tokenizer.py",
+            TrainTextTokenizerConfig,
+            ["tokenizer.json"],
+            folder="text_tokenizer",
+            pairs=pairs,
+        ),
+        stage(
+            "tower",
+            "vision tower",
+            "python launcher/train_tower.py",
+            TrainTowerConfig,
+            ["model"],
+            folder="tower",
+            pairs=pairs / "train",
+            text_tokenizer=text_tokenizer,
+        ),
+        stage(
+            "tokenizer",
+            "visual tokenizer",
+            "python launcher/train_tokenizer.py",
+            TrainTokenizerConfig,
+            ["model"],
+            folder="tokenizer",
+            pairs=pairs / "train",
+            tower=tower,
+        ),
+        stage(
+            "pretokenize",
+            "ids of all pairs, on Ray",
+            "python data_prep/pretokenize.py",
+            PretokenizeConfig,
+            ["train/manifest.json", "heldout/manifest.json"],
+            folder="ids",
+            pairs=pairs,
+            tokenizer=tokenizer,
+            text_tokenizer=text_tokenizer,
+        ),
+    ]

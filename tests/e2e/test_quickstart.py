@@ -1,0 +1,75 @@
+"""The chain of stages: what is wrong is said before anything runs, what is done is passed over, what fails is named.
+
+That every stage works at the end of the one before is shown by .ci/run, which runs the whole chain with few steps.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lavit_dist.config import load_config
+from lavit_dist.config.quickstart import QuickstartConfig
+from lavit_dist.errors import UserError
+from pipelines.quickstart_stages import plan_stages
+
+ROOT = Path(__file__).parents[2]
+PRESET = "configs/quickstart/ci.yaml"
+SMALL = [
+    "overrides.shapes=[train_samples=12,heldout_samples=4,samples_per_shard=12]",
+    "overrides.tower=[text_tokenizer=nowhere]",
+]
+
+
+def quickstart(run_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "launcher/quickstart.py", "--config", PRESET, f"run_dir={run_dir}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("overrides.tower=[total_step=3]", "configs/quickstart/tower.yaml: unknown key 'total_step'; did you mean 'total_steps'?"),
+        ("overrides.towr=[total_steps=3]", "unknown key 'overrides.towr'; did you mean 'overrides.tower'?"),
+        ("overrides.tokenizer=[quantize_from=900]", "quantize_from 900 must lie between 1 and total_steps"),
+        ("presets=nowhere", "presets nowhere is not a folder"),
+    ],
+)
+def test_a_wrong_setting_of_any_stage_is_said_before_anything_runs(tmp_path: Path, argument: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        plan_stages(load_config(QuickstartConfig, PRESET, [f"run_dir={tmp_path / 'run'}", argument]))
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_that_fails_is_named_and_those_before_it_are_kept(tmp_path: Path) -> None:
+    finished = quickstart(tmp_path, *SMALL)
+    assert finished.returncode == 2
+    assert "The stage vision tower failed with exit code 2." in finished.stdout
+    log = (tmp_path / "logs" / "tower.log").read_text()
+    assert "nowhere" in log
+    assert "python launcher/train_tower.py --config configs/quickstart/tower.yaml" in finished.stdout
+    assert str(tmp_path / "logs" / "tower.log") in finished.stdout
+
+    again = quickstart(tmp_path, *SMALL)
+    assert again.returncode == 2
+    assert again.stdout.count("already there: ") == 2
+
+    refused = quickstart(tmp_path, SMALL[0].replace("12", "13", 1), SMALL[1])
+    assert refused.returncode == 2
+    assert "belongs to a run with train_samples = 12, but now train_samples = 13" in refused.stderr
+
+    shutil.rmtree(tmp_path / "pairs")
+    stale = quickstart(tmp_path, *SMALL)
+    assert stale.returncode == 2
+    assert f"{tmp_path}/text_tokenizer is older than {tmp_path}/pairs" in stale.stderr
