@@ -1,5 +1,6 @@
 """What tests of several parts share, and the settings of all tests."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from hypothesis import settings
 
 from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, write_id_shard
 from lavit_dist.data.manifest import Manifest, write_manifest
+
+# Tests take turns on few cores; threads of one test would only wait for those of another. Child processes inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Properties are tried on a fixed number of cases, without a clock (the machine may be busy).
 settings.register_profile("lavit_dist", deadline=None, max_examples=30)

@@ -89,6 +89,7 @@ def _load_fast(folder: Path) -> TextTokenizer:
         tokenizer = Tokenizer.from_file(str(folder / FAST_FILE))
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{folder / FAST_FILE} can't be read ({error}); replace it by a sound copy.") from error
+    tokenizer.encode_special_tokens = True  # a caption that spells <eos> has its letters, not the end of a document
     eos_id = tokenizer.token_to_id(_eos_token(folder))
     if eos_id is None:
         raise _no_eos(folder)
@@ -115,7 +116,7 @@ def _load_slow(folder: Path) -> TextTokenizer:
         raise _no_eos(folder)
     return TextTokenizer(
         folder,
-        lambda text: tokenizer.encode(text, add_special_tokens=False),
+        lambda text: tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
         lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         len(tokenizer),
         tokenizer.eos_token_id,

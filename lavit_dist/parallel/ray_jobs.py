@@ -10,7 +10,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,26 +77,26 @@ def run_jobs(worker: type[Worker], arguments: tuple[Any, ...], jobs: Mapping[str
     A job that raises, or whose process dies, is tried again `max_retries` times. An actor is given a job only when it is up, so actors
     that the cluster has no room for hold nothing up. A `UserError` of `start` is raised here.
     """
-    pool = _ActorPool(worker, arguments, config)
-    for _ in range(min(len(jobs), _room_for_actors(config))):
-        pool.add_actor()
     waiting = deque(jobs)
     failures = dict.fromkeys(jobs, 0)
     left = len(jobs)
-    while left:
-        name, result, error = pool.next_event()
-        if name is not None and error is not None:
-            failures[name] += 1
-            logger.warning("%s failed (try %d of %d): %s", name, failures[name], config.max_retries + 1, error)
-            if failures[name] <= config.max_retries:
-                waiting.append(name)
-                name = None
-        if name is not None:
-            left -= 1
-            yield Outcome(name, result, error)
-        while waiting and pool.idle:
-            name = waiting.popleft()
-            pool.give(name, jobs[name])
+    with closing(_ActorPool(worker, arguments, config)) as pool:
+        for _ in range(min(len(jobs), _room_for_actors(config))):
+            pool.add_actor()
+        while left:
+            name, result, error = pool.next_event()
+            if name is not None and error is not None:
+                failures[name] += 1
+                logger.warning("%s failed (try %d of %d): %s", name, failures[name], config.max_retries + 1, error)
+                if failures[name] <= config.max_retries:
+                    waiting.append(name)
+                    name = None
+            if name is not None:
+                left -= 1
+                yield Outcome(name, result, error)
+            while waiting and pool.idle:
+                name = waiting.popleft()
+                pool.give(name, jobs[name])
 
 
 class _ActorPool:
@@ -141,6 +141,13 @@ class _ActorPool:
             return name, None, _describe(error)
         self.idle.append(actor)
         return name, result, None
+
+    def close(self) -> None:
+        """Ends the actors at once, so that their room is free for the next job."""
+        import ray
+
+        for actor in [*self.idle, *(actor for actor, _ in self.awaited.values())]:
+            ray.kill(actor)
 
     def _check_start(self, error: Any, died: bool) -> None:
         """Raises what kept an actor from starting, unless it was the death of its process and may have been chance."""

@@ -1,0 +1,107 @@
+"""From tars to documents: one per caption, the same in any batch, and every bad sample written down."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lavit_dist.config.model import (
+    CodebookConfig,
+    MergerConfig,
+    TokenizerDecoderConfig,
+    VisionEncoderConfig,
+    VisualTokenizerConfig,
+)
+from lavit_dist.data.id_shard import IMAGE, TEXT
+from lavit_dist.data.pair_encoder import PairEncoder
+from lavit_dist.data.text_tokenizer import train_text_tokenizer
+from lavit_dist.models.visual_tokenizer import VisualTokenizer, initialise
+
+CONFIG = VisualTokenizerConfig(
+    encoder=VisionEncoderConfig(image_size=32, patch_size=8, width=32, layers=1, head_width=16, mlp_hidden=32, head_out=16),
+    merger=MergerConfig(layers=1, heads=2, mlp_hidden=32),
+    codebook=CodebookConfig(size=64, dim=8),
+    decoder=TokenizerDecoderConfig(depth=1, heads=2, mlp_hidden=32, unet_dim=16),
+)
+
+
+@pytest.fixture(scope="module")
+def visual():
+    torch.manual_seed(0)
+    visual = VisualTokenizer(CONFIG)
+    initialise(visual)
+    return visual.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return train_text_tokenizer(["a red thing"] * 3, 300, tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def tar(jpeg, write_tar):
+    members = []
+    for index in range(7):
+        metadata = {
+            "similarity": 0.3 + index,
+            "width": 24,
+            "nsfw": True,
+            "url": "x",
+            "captions": ["A red thing", f"number {index}"],
+        }
+        members += [(f"k{index}.jpg", jpeg((30 * index, 99, 200))), (f"k{index}.json", json.dumps(metadata).encode())]
+    members += [
+        ("bad.jpg", b"<html>"),
+        ("bad.txt", b"not a picture"),
+        ("bomb.jpg", jpeg(size=(400, 300))),
+        ("bomb.txt", b"too large"),
+    ]
+    members += [("mute.jpg", jpeg()), ("mute.txt", b" ")]
+    return write_tar(members)
+
+
+def encoder(visual, text, **settings):
+    return PairEncoder(visual, text, **{"seed": 0, "batch_size": 4, "max_pixels": 100_000, **settings})
+
+
+def test_a_document_per_caption_shares_the_codes_of_its_image(visual, text, tar):
+    documents, _ = encoder(visual, text).encode(tar)
+    assert [(document.key, document.caption_index) for document in documents] == [(f"k{i}", j) for i in range(7) for j in range(2)]
+    for first, second in zip(documents[::2], documents[1::2], strict=True):
+        assert first.segments[0] == second.segments[0]
+        kinds = [kind for kind, _ in first.segments]
+        codes, caption = (ids for _, ids in first.segments)
+        assert kinds == [IMAGE, TEXT]
+        assert len(codes) == np.unpackbits(np.frombuffer(first.keep_mask, np.uint8)).sum()
+        assert 0 <= min(codes) <= max(codes) < 64
+        assert text.decode(caption) == "a red thing"
+        assert first.source == second.source
+        assert tar.read_bytes()[first.source[1] :][: first.source[2]].startswith(b"\xff\xd8")
+    assert documents[2].scores == {"similarity": 1.3, "width": 24}
+
+
+def test_bad_samples_are_written_down_with_their_reason(visual, text, tar):
+    _, quarantined = encoder(visual, text).encode(tar)
+    assert {record.key: record.reason for record in quarantined} == {
+        "bad": "unreadable_image",
+        "bomb": "image_bomb",
+        "mute": "empty_caption",
+    }
+    assert {record.key: record.stage for record in quarantined}["bad"] == "pretokenize"
+    assert all(record.sha256 for record in quarantined if record.key != "mute")
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_batches_and_threads_change_nothing(visual, text, tar, seed):
+    whole = encoder(visual, text, seed=seed, batch_size=16).encode(tar)
+    assert encoder(visual, text, seed=seed, batch_size=3, decode_threads=3).encode(tar) == whole
+
+
+def test_the_seed_chooses_the_patches(visual, text, tar):
+    masks = [[document.keep_mask for document in encoder(visual, text, seed=seed).encode(tar)[0]] for seed in (0, 1, None)]
+    assert len({tuple(of_seed) for of_seed in masks}) == 3
+
+
+def test_a_tar_without_pairs_gives_no_documents(visual, text, write_tar):
+    assert encoder(visual, text).encode(write_tar([])) == ([], [])

@@ -1,0 +1,23 @@
+"""Every id has one meaning, and the released model's numbers come out."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lavit_dist.data.vocabulary import Vocabulary
+
+
+def test_lavit_7b():
+    vocabulary = Vocabulary(text_size=32000, codebook_size=16384)
+    assert (vocabulary.image_start, vocabulary.image_end, vocabulary.code_offset) == (32000, 32001, 32002)
+    assert (vocabulary.size, vocabulary.padded_size) == (48386, 48512)
+
+
+@given(st.integers(1, 10**5), st.integers(1, 10**5))
+def test_ids_cover_the_range_without_overlap(text_size, codebook_size):
+    vocabulary = Vocabulary(text_size, codebook_size)
+    parts = [range(text_size), [vocabulary.image_start], [vocabulary.image_end]]
+    parts.append(range(vocabulary.code_offset, vocabulary.code_offset + codebook_size))
+    assert [part[0] for part in parts] == [0, *(part[-1] + 1 for part in parts[:-1])]
+    assert parts[-1][-1] == vocabulary.size - 1
+    assert vocabulary.padded_size % 128 == 0
+    assert 0 <= vocabulary.padded_size - vocabulary.size < 128
