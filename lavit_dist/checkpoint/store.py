@@ -39,7 +39,7 @@ class CheckpointStore:
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Calls `write(folder)` on every rank and commits the folder as step `step`. A crash leaves the steps before intact."""
-        final = self.root / f"step-{step:08d}"
+        final = self.step_folder(step)
         temporary = self.root / f".{final.name}.tmp"
         if rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -57,10 +57,21 @@ class CheckpointStore:
         barrier()
         return final
 
-    def latest(self) -> SavedStep | None:
-        """The step that `latest` names, its digests checked by rank 0; None when no checkpoint was ever completed.
+    def step_folder(self, step: int) -> Path:
+        """Where step `step` is, or would be."""
+        return self.root / f"step-{step:08d}"
 
-        Raises `UserError` when the named folder is missing or a file of it differs from its manifest.
+    def latest(self) -> SavedStep | None:
+        """`newest`, its digests checked by rank 0, which raises `UserError` when a file differs from its manifest."""
+        saved = self.newest()
+        if saved is not None and rank() == 0:
+            verify(saved.folder)
+        return saved
+
+    def newest(self) -> SavedStep | None:
+        """The step that `latest` names; None when no checkpoint was ever completed.
+
+        Raises `UserError` when the named folder is missing.
         """
         pointer = self.root / LATEST
         if not pointer.exists():
@@ -71,8 +82,6 @@ class CheckpointStore:
                 f"{pointer} names the checkpoint {folder.name}, which is missing or has no {MANIFEST};"
                 f" write the name of a complete step-* folder into {pointer}, or remove it to start afresh."
             )
-        if rank() == 0:
-            verify(folder)
         return SavedStep(step=int(json.loads((folder / MANIFEST).read_text())["step"]), folder=folder)
 
     def prune(self, keep_last: int) -> None:

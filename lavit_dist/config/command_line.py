@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from lavit_dist.errors import UserError
 T = TypeVar("T")
 WRONG_CONFIG = 2
 """Exit code when the user can mend the cause."""
+WAIT_FOR_RANK_0 = 20.0
+"""Seconds that another rank leaves rank 0 to tell what is wrong; processes start within it of one another."""
 
 
 def run_entry_point(cls: type[T], run: Callable[[T], None], description: str, argv: list[str] | None = None) -> None:
@@ -32,10 +35,18 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def exit_on_user_error(action: Callable[[], None]) -> None:
-    """Runs `action`; a `UserError` becomes one sentence on standard error (from rank 0 alone) and exit code 2."""
+    """Runs `action`; a `UserError` becomes one sentence on standard error and exit code 2.
+
+    A mistake that every rank sees is told by rank 0 alone: the others wait, and the launcher ends them when rank 0 exits. One that
+    lives to the end of its wait is the only one that saw the mistake, so it tells it.
+    """
     try:
         action()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
             sys.stderr.write(f"error: {error}\n")
+        else:
+            time.sleep(WAIT_FOR_RANK_0)
+            sys.stderr.write(f"error on rank {rank}: {error}\n")
         sys.exit(WRONG_CONFIG)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from lavit_dist.parallel.lean_imports import import_deepspeed
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a rank before the run is aborted; a 7B checkpoint is written well within it."""
 
@@ -40,6 +42,7 @@ def init_distributed(num_threads: int | None = None) -> None:
         torch.set_num_threads(num_threads)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed reads it once, at import
+    import_deepspeed()
     import deepspeed
 
     # On CPUs DeepSpeed would first compile its shared-memory kernels, which serve inference alone; a machine may have no compiler.

@@ -1,0 +1,86 @@
+"""Export of a language-model checkpoint as a Hugging Face `LlamaForCausalLM` folder.
+
+FOLDER/config.json, model*.safetensors           the model; the embedding has `Vocabulary.padded_size` rows
+FOLDER/tokenizer.json, tokenizer_config.json, …  the text tokenizer, as it was given
+FOLDER/lavit.json                                how ids beyond the text are to be read
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lavit_dist.checkpoint.llama_state import CheckpointFacts, read_facts, read_weights
+from lavit_dist.data.vocabulary import Vocabulary
+
+LAVIT = "lavit.json"
+MAX_FILE_BYTES = 5_000_000_000
+"""Size at which another safetensors file is begun (transformers' own choice)."""
+MODEL_FILES = ("config.json", "generation_config.json", LAVIT)
+
+
+def export_hf(checkpoint: Path, folder: Path, text_tokenizer: str | Path) -> None:
+    """Writes the checkpoint in `checkpoint`, of any layout, to `folder`. It needs no process group and holds the model once."""
+    facts = read_facts(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in Path(text_tokenizer).iterdir():
+        if path.is_file() and path.name not in MODEL_FILES and path.suffix not in (".safetensors", ".bin"):
+            shutil.copyfile(path, folder / path.name)
+    _write_weights(checkpoint, folder)
+    (folder / "config.json").write_text(json.dumps(_hf_config(facts), indent=2))
+    meaning = {name: getattr(facts, name) for name in ("text_size", "codebook_size", "eos_id", "visual_tokenizer_digest")}
+    (folder / LAVIT).write_text(json.dumps(meaning, indent=2))
+
+
+def _write_weights(checkpoint: Path, folder: Path) -> None:
+    parts: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in read_weights(checkpoint):
+        if filled and filled + tensor.nbytes > MAX_FILE_BYTES:
+            parts.append({})
+            filled = 0
+        parts[-1][name] = tensor.contiguous().clone()  # safetensors refuses views of shared memory
+        filled += tensor.nbytes
+    names = [f"model-{index:05d}-of-{len(parts):05d}.safetensors" for index in range(1, len(parts) + 1)]
+    if len(parts) == 1:
+        names = ["model.safetensors"]
+    for file, weights in zip(names, parts, strict=True):
+        save_file(weights, folder / file, metadata={"format": "pt"})
+    if len(parts) > 1:
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for weights in parts for tensor in weights.values())},
+            "weight_map": {name: file for file, weights in zip(names, parts, strict=True) for name in weights},
+        }
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _hf_config(facts: CheckpointFacts) -> dict[str, Any]:
+    model = facts.model
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": Vocabulary(facts.text_size, facts.codebook_size).padded_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_key_value_heads,
+        "head_dim": model.hidden_size // model.num_attention_heads,
+        "max_position_embeddings": model.max_position_embeddings,
+        "rms_norm_eps": model.rms_norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "initializer_range": model.init_std,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": facts.eos_id,
+        "pad_token_id": None,
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[facts.precision],
+    }

@@ -1,0 +1,106 @@
+"""Pretraining of the language model: sizes, data, batches and parallel layout. Defaults are those of LaVIT-7B where it has them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lavit_dist.config.base import config
+from lavit_dist.config.model import LlamaConfig
+from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.errors import check
+
+
+@config
+class ParallelConfig:
+    """How the model and its optimizer are cut over processes; data-parallel size is what remains of them."""
+
+    tensor_parallel_size: int = 1
+    """Processes that share each layer (Megatron)."""
+    pipeline_parallel_size: int = 1
+    """Consecutive groups of layers that run on different processes (DeepSpeed PipelineModule)."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What data-parallel ranks share out: 1 optimizer state, 2 also gradients, 3 also weights (DeepSpeed ZeRO)."""
+
+    def validate(self) -> None:
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            check(getattr(self, name) >= 1, f"parallel.{name} {getattr(self, name)} must be at least 1.")
+        check(
+            self.zero_stage < 2 or self.pipeline_parallel_size == 1,
+            f"parallel.zero_stage {self.zero_stage} can't be combined with parallel.pipeline_parallel_size"
+            f" {self.pipeline_parallel_size}, whose micro-batches need whole gradients; set parallel.zero_stage to 0 or 1, or"
+            " parallel.pipeline_parallel_size to 1.",
+        )
+
+
+@config
+class PretrainConfig:
+    """Training of LLaMA on packed rows of text and visual codes."""
+
+    run_dir: str
+    """Folder of the run."""
+    ids: str
+    """Folder of one split of an id set, as data_prep/pretokenize.py writes it (such as ids/train)."""
+    text_tokenizer: str
+    """Hugging Face tokenizer folder that the ids were made with."""
+    visual_tokenizer: str | None = None
+    """Folder of the visual tokenizer that the ids were made with; if given, its digest is compared with theirs."""
+    model: LlamaConfig = LlamaConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    seed: int = 0
+    """Seed of the initial weights, of the order of documents and of what is chosen per document."""
+    total_steps: int
+    """Optimizer steps."""
+    global_batch_size: int
+    """Rows per optimizer step, over all processes."""
+    micro_batch_size: int
+    """Rows per forward pass of one process."""
+    seq_len: int = 2048
+    """Tokens per row."""
+    caption_dropout: float = 0.1
+    """Share of documents that lose their caption, for classifier-free guidance."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the model; bf16 keeps master weights, gradients and optimizer state in fp32."""
+    num_threads: int | None = None
+    """CPU threads per process; None leaves the choice to PyTorch."""
+
+    def validate(self) -> None:
+        self._check_counts()
+        self._check_parallel()
+
+    def _check_counts(self) -> None:
+        for name in ("total_steps", "global_batch_size", "micro_batch_size", "seq_len"):
+            check(getattr(self, name) >= 1, f"{name} {getattr(self, name)} must be at least 1.")
+        check(0 <= self.caption_dropout < 1, f"caption_dropout {self.caption_dropout} must lie in [0, 1).")
+        check(
+            self.seq_len <= self.model.max_position_embeddings,
+            f"seq_len {self.seq_len} is longer than model.max_position_embeddings {self.model.max_position_embeddings}, which a"
+            " document as long as a row would exceed; lower seq_len or raise model.max_position_embeddings.",
+        )
+        check(
+            self.global_batch_size % self.micro_batch_size == 0,
+            f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}; choose a"
+            " multiple.",
+        )
+
+    def _check_parallel(self) -> None:
+        tensor, pipeline = self.parallel.tensor_parallel_size, self.parallel.pipeline_parallel_size
+        for name in ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size"):
+            count = getattr(self.model, name)
+            check(
+                count % tensor == 0,
+                f"model.{name} {count} can't be shared out to parallel.tensor_parallel_size {tensor} processes; choose a"
+                f" tensor_parallel_size that divides {count}.",
+            )
+        check(
+            pipeline <= self.model.num_layers,
+            f"parallel.pipeline_parallel_size {pipeline} is more than model.num_layers {self.model.num_layers}; every stage needs a"
+            f" layer, so choose at most {self.model.num_layers}.",
+        )
+        check(
+            self.precision == "fp32" or self.parallel.zero_stage > 0,
+            "precision bf16 needs the fp32 master weights that ZeRO keeps, but parallel.zero_stage is 0; set it to 1, or"
+            " precision to fp32.",
+        )

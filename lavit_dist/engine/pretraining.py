@@ -1,0 +1,157 @@
+"""Pretraining of the language model on packed rows, on any parallel layout."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from lavit_dist.checkpoint.llama_state import (
+    DEEPSPEED_FOLDER,
+    CheckpointFacts,
+    check_layout,
+    gather_zero3_weights,
+    layout_facts,
+    read_facts,
+    write_facts,
+)
+from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
+from lavit_dist.data.rows import GlobalBatches
+from lavit_dist.data.vocabulary import Vocabulary
+from lavit_dist.engine.llama_engine import build_engine
+from lavit_dist.engine.throughput import device_name, peak_flops, peak_memory_gib
+from lavit_dist.errors import UserError
+from lavit_dist.models.llama import training_flops
+from lavit_dist.parallel.distributed import device, rank
+from lavit_dist.parallel.topology import Layout
+from lavit_dist.parallel.vocab_loss import Targets
+
+
+class StepSums(NamedTuple):
+    """What one rank adds to a step's figures: losses on last stages, tokens on first ones, once per tensor-parallel group."""
+
+    loss: float = 0.0
+    text_loss: float = 0.0
+    text_tokens: float = 0.0
+    image_loss: float = 0.0
+    image_tokens: float = 0.0
+    tokens: float = 0.0
+    attended: float = 0.0
+
+
+class Pretraining:
+    """A `Trainable`: cross-entropy of the next token over packed rows; losses and updates don't depend on the layout."""
+
+    def __init__(self, config: PretrainConfig, layout: Layout, batches: GlobalBatches) -> None:
+        self.config = config
+        self.layout = layout
+        self.batches = batches
+        self.vocabulary: Vocabulary = batches.rows.vocabulary
+        self.place = layout.coordinates(rank())
+        self.engine, self.loss = build_engine(config, layout, self.vocabulary.size, self.vocabulary.padded_size)
+        self.peak_flops = peak_flops(device_name()) if config.precision == "bf16" else None
+
+    def train_step(self, step: int) -> Mapping[str, float]:
+        start = time.perf_counter()
+        micro_batches = self._micro_batches(step)
+        data_wait = time.perf_counter() - start
+        learning_rate = self.engine.get_lr()[0]
+        if self.layout.pipe_size > 1:
+            self.engine.train_batch(iter([_split(batch) for batch in micro_batches]))
+        else:
+            for batch in micro_batches:
+                inputs, targets = _split(batch)
+                loss = self.loss(self.engine(tuple(t.to(device()) for t in inputs)), Targets(*(t.to(device()) for t in targets)))
+                self.engine.backward(loss)
+                self.engine.step()
+        sums, data_wait, memory = self._over_ranks(self._sums(micro_batches), data_wait)
+        metrics = self._losses(sums) | {"learning_rate": float(learning_rate)} | self._grad_norm()
+        _check_finite(step, metrics)
+        slots = self.config.global_batch_size * self.config.seq_len
+        metrics |= {"tokens": sums.tokens, "padding": 1 - sums.tokens / slots, "data_wait": data_wait, "memory_gib": memory}
+        if self.peak_flops is not None:
+            flops = training_flops(self.config.model, self.vocabulary.padded_size, sums.tokens, sums.attended)
+            metrics["mfu"] = flops / (time.perf_counter() - start) / self.peak_flops / self.layout.world_size
+        return metrics
+
+    def save(self, folder: Path) -> None:
+        """Writes DeepSpeed's files, and on rank 0 what they mean; nothing random is drawn after the initial weights."""
+        self.engine.save_checkpoint(str(folder), tag=DEEPSPEED_FOLDER, save_latest=False)
+        if self.config.parallel.zero_stage == 3:
+            gather_zero3_weights(self.engine.module, folder, tensor_rank=self.place.tensor, writes=self.place.data == 0)
+        if rank() == 0:
+            write_facts(folder, self._facts(self.engine.global_steps))
+
+    def load(self, folder: Path) -> None:
+        check_layout(folder, self.layout, self.config.parallel.zero_stage)
+        self.batches.check_state(read_facts(folder).data)
+        self.engine.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)
+
+    def _facts(self, step: int) -> CheckpointFacts:
+        return CheckpointFacts(
+            model=self.config.model,
+            precision=self.config.precision,
+            text_size=self.vocabulary.text_size,
+            codebook_size=self.vocabulary.codebook_size,
+            eos_id=self.batches.rows.eos_id,
+            visual_tokenizer_digest=self.batches.rows.manifest.encoding.visual_tokenizer,
+            layout=layout_facts(self.layout, self.config.parallel.zero_stage),
+            data=self.batches.state(step),
+        )
+
+    def _micro_batches(self, step: int) -> list[MicroBatch]:
+        """This rank's part of the global batch; stages in the middle of a pipeline read none."""
+        if 0 < self.place.pipe < self.layout.pipe_size - 1:
+            return []
+        return self.batches.micro_batches(step, self.place.data, self.layout.data_size, self.config.micro_batch_size)
+
+    def _sums(self, micro_batches: list[MicroBatch]) -> StepSums:
+        sums = StepSums(*self.loss.take())
+        if self.place.tensor != 0:
+            return StepSums()
+        if self.place.pipe == 0:
+            real = [batch.document_ids != PADDING_DOCUMENT for batch in micro_batches]
+            contexts = [(batch.position_ids + 1)[mask].sum().item() for batch, mask in zip(micro_batches, real, strict=True)]
+            sums = sums._replace(tokens=float(sum(mask.sum().item() for mask in real)), attended=float(sum(contexts)))
+        return sums
+
+    def _over_ranks(self, sums: StepSums, data_wait: float) -> tuple[StepSums, float, float]:
+        """The sums over all ranks, the longest wait and the largest memory: one collective."""
+        mine = torch.tensor([*sums, data_wait, peak_memory_gib()], dtype=torch.float64, device=device())
+        every = torch.empty(self.layout.world_size * len(mine), dtype=torch.float64, device=device())
+        dist.all_gather_into_tensor(every, mine)
+        every = every.view(self.layout.world_size, -1).cpu()
+        return StepSums(*every[:, :-2].sum(0).tolist()), float(every[:, -2].max()), float(every[:, -1].max())
+
+    @staticmethod
+    def _losses(sums: StepSums) -> dict[str, float]:
+        losses = {"loss": sums.loss}
+        if sums.text_tokens:
+            losses["text_loss"] = sums.text_loss / sums.text_tokens
+        if sums.image_tokens:
+            losses["image_loss"] = sums.image_loss / sums.image_tokens
+        return losses
+
+    def _grad_norm(self) -> dict[str, float]:
+        norm = self.engine.get_global_grad_norm()  # None when nothing is clipped without ZeRO
+        return {} if norm is None else {"grad_norm": float(norm)}
+
+
+def _split(batch: MicroBatch) -> tuple[tuple[torch.Tensor, ...], Targets]:
+    inputs = batch.tokens, batch.position_ids, batch.document_ids
+    return inputs, Targets(batch.labels, batch.loss_weight, batch.modality)
+
+
+def _check_finite(step: int, metrics: dict[str, float]) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            raise UserError(
+                f"The {name} of step {step + 1} is {metrics[name]}, so training stops before it is saved; lower"
+                " optimizer.learning_rate or lengthen optimizer.warmup_steps and start again: the run goes on from its last checkpoint."
+            )

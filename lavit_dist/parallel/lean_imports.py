@@ -1,0 +1,60 @@
+"""Keeping PyTorch's compiler out of processes that never compile. On CPUs its import costs seconds of every start.
+
+megatron-core and DeepSpeed hand functions to `torch.compile` while they are imported, and every `torch.optim` optimizer marks its
+methods as not to be compiled, by way of the compiler. Both load all of it, for kernels that are chosen on GPUs only.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def import_deepspeed() -> None:
+    """Imports DeepSpeed and torch's optimizers; without CUDA, uncompiled."""
+    with _uncompiled():
+        import deepspeed
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    if not torch.cuda.is_available():
+        for optimizer in (torch.optim.Optimizer, torch.optim.AdamW):
+            for method in vars(optimizer).values():
+                plain = getattr(method, "__wrapped__", None)
+                if plain is not None:
+                    plain.__dynamo_disable = plain  # where torch._compile caches the marked function
+
+
+def import_megatron() -> None:
+    """Imports what of megatron-core a transformer layer needs; every module that names megatron is imported after this.
+
+    It asks for `CUDA_DEVICE_MAX_CONNECTIONS=1`, so that communication starts before the computation that hides it. Without
+    CUDA, `torch.cuda.current_device()`, which it uses as a `device=` argument alone, names the CPU.
+    """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if not torch.cuda.is_available():
+        torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
+    with warnings.catch_warnings(), _uncompiled():
+        warnings.simplefilter("ignore")  # it says four times that apex and Transformer Engine are absent
+        import megatron.core.tensor_parallel
+        import megatron.core.transformer.transformer_layer  # noqa: F401
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    if torch.cuda.is_available():
+        yield
+        return
+    compiler = torch.compile
+    torch.compile = _leave  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiler
+
+
+def _leave(function: Callable[..., Any] | None = None, **_: Any) -> Callable[..., Any]:
+    return function if function is not None else _leave

@@ -1,0 +1,210 @@
+"""LLaMA from megatron-core's layers, as the list of layers that a pipeline is cut from: embedding, blocks, head.
+
+What travels between them is `(hidden [seq, batch, width], position_ids, document_ids)`, the last two [batch, seq] of integers:
+masks and rotary angles are made anew on each pipeline stage, because DeepSpeed wants a gradient for every float that it sends.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from deepspeed.pipe import LayerSpec
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor, nn
+
+from lavit_dist.config.model import LlamaConfig
+from lavit_dist.models.llama import (
+    EMBEDDING,
+    HEAD,
+    block_name,
+    block_parameters,
+    block_shapes,
+    initial_weight,
+    rotary_angles,
+)
+from lavit_dist.models.packed_attention import PackedDocuments, packed_attention
+from lavit_dist.parallel.apex import rms_norm
+from lavit_dist.parallel.llama_shards import SHARD_AXIS, cut_block, cut_vocabulary
+
+Hidden = tuple[Tensor, Tensor, Tensor]
+
+
+class StageInputs:
+    """What the blocks of a stage need to know of a micro-batch, computed by the first of them and shared by all."""
+
+    def __init__(self, model: LlamaConfig) -> None:
+        self.head_dim = model.hidden_size // model.num_attention_heads
+        self.theta = model.rope_theta
+        self._document_ids: Tensor | None = None
+
+    def of(self, position_ids: Tensor, document_ids: Tensor) -> tuple[PackedDocuments, Tensor]:
+        """The documents of the micro-batch, and its rotary angles."""
+        if self._document_ids is not document_ids:
+            self._document_ids = document_ids
+            self._computed = PackedDocuments.of(document_ids), rotary_angles(position_ids, self.head_dim, self.theta)
+        return self._computed
+
+
+class Embedding(nn.Module):
+    """The embedding, its rows shared out over tensor-parallel ranks."""
+
+    def __init__(self, config: TransformerConfig, model: LlamaConfig, vocabulary_size: int, seed: int) -> None:
+        super().__init__()
+        self.table = tensor_parallel.VocabParallelEmbedding(
+            vocabulary_size, model.hidden_size, init_method=config.init_method, config=config
+        )
+        _fill_vocabulary(self.table.weight, EMBEDDING, model, vocabulary_size, seed)
+
+    def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Hidden:
+        """`tokens`, `position_ids`, `document_ids`, each [batch, seq]."""
+        tokens, position_ids, document_ids = inputs
+        return self.table(tokens).transpose(0, 1).contiguous(), position_ids, document_ids
+
+
+class Block(nn.Module):
+    """A decoder block."""
+
+    def __init__(self, config: TransformerConfig, model: LlamaConfig, index: int, stage: StageInputs, seed: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.layer = build_module(_block_spec(), config=config, layer_number=index + 1)
+        rank, size = _tensor_rank(), _tensor_size()
+        whole = {name: initial_weight(model, block_name(index, name), shape, seed) for name, shape in block_shapes(model).items()}
+        self.layer.load_state_dict(cut_block(whole, model, rank, size))
+        for name, axis in SHARD_AXIS.items():
+            _mark_sharded(self.layer.get_parameter(name), axis)
+
+    def forward(self, inputs: Hidden) -> Hidden:
+        hidden, position_ids, document_ids = inputs
+        documents, angles = self.stage.of(position_ids, document_ids)
+        hidden, _ = self.layer(hidden, attention_mask=documents, rotary_pos_emb=angles)
+        return hidden, position_ids, document_ids
+
+
+class Head(nn.Module):
+    """The final norm and the projection to logits [seq, batch, share of the vocabulary]; not tied to the embedding."""
+
+    def __init__(self, config: TransformerConfig, model: LlamaConfig, vocabulary_size: int, seed: int) -> None:
+        super().__init__()
+        self.norm = rms_norm(model.hidden_size, model.rms_norm_eps)
+        self.projection = tensor_parallel.ColumnParallelLinear(
+            model.hidden_size, vocabulary_size, config=config, init_method=config.init_method, bias=False, gather_output=False
+        )
+        _fill_vocabulary(self.projection.weight, HEAD, model, vocabulary_size, seed)
+
+    def forward(self, inputs: Hidden) -> Tensor:
+        return self.projection(self.norm(inputs[0]))[0]
+
+
+class PackedCoreAttention(nn.Module):
+    """What megatron-core calls core attention, over packed rows; it takes `PackedDocuments` in the place of a mask."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: PackedDocuments, **_: Any) -> Tensor:
+        return packed_attention(query, key, value, attention_mask)
+
+
+class BlockNorm:
+    """`rms_norm`, built with the arguments that megatron-core gives a norm; a spec wants a class."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float) -> nn.Module:  # type: ignore[misc]
+        return rms_norm(hidden_size, eps)
+
+
+def llama_layers(model: LlamaConfig, vocabulary_size: int, seed: int) -> list[LayerSpec]:
+    """The embedding, the blocks and the head, in order, not yet built: a stage builds its own.
+
+    A layer's initial weights depend on `seed` alone, not on how the model is cut. megatron-core's groups must exist.
+    """
+    config, stage = _transformer_config(model), StageInputs(model)
+    return [
+        LayerSpec(Embedding, config, model, vocabulary_size, seed),
+        *(LayerSpec(Block, config, model, index, stage, seed) for index in range(model.num_layers)),
+        LayerSpec(Head, config, model, vocabulary_size, seed),
+    ]
+
+
+def layer_weights(model: LlamaConfig, vocabulary_size: int) -> list[int]:
+    """The number of weights of each layer of `llama_layers`, for balancing stages: the vocabulary counts at both ends."""
+    table = vocabulary_size * model.hidden_size
+    return [table, *[block_parameters(model)] * model.num_layers, table + model.hidden_size]
+
+
+def _transformer_config(model: LlamaConfig) -> TransformerConfig:
+    # Pipeline size stays 1 here: cutting the list of layers is DeepSpeed's part.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return TransformerConfig(
+            num_layers=model.num_layers,
+            hidden_size=model.hidden_size,
+            ffn_hidden_size=model.ffn_hidden_size,
+            num_attention_heads=model.num_attention_heads,
+            num_query_groups=model.num_key_value_heads,
+            layernorm_epsilon=model.rms_norm_eps,
+            normalization="RMSNorm",
+            activation_func=F.silu,
+            gated_linear_unit=True,
+            add_bias_linear=False,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            tensor_model_parallel_size=_tensor_size(),
+            use_cpu_initialization=True,
+            perform_initialization=False,
+            gradient_accumulation_fusion=False,
+            bias_activation_fusion=False,
+            bias_dropout_fusion=False,
+            masked_softmax_fusion=False,
+            apply_rope_fusion=False,
+        )
+
+
+def _block_spec() -> ModuleSpec:
+    attention = SelfAttentionSubmodules(
+        linear_qkv=tensor_parallel.ColumnParallelLinear,
+        core_attention=PackedCoreAttention,
+        linear_proj=tensor_parallel.RowParallelLinear,
+    )
+    mlp = MLPSubmodules(linear_fc1=tensor_parallel.ColumnParallelLinear, linear_fc2=tensor_parallel.RowParallelLinear)
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=BlockNorm,
+            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=BlockNorm,
+            mlp=ModuleSpec(module=MLP, submodules=mlp),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def _fill_vocabulary(weight: nn.Parameter, name: str, model: LlamaConfig, vocabulary_size: int, seed: int) -> None:
+    whole = initial_weight(model, name, (vocabulary_size, model.hidden_size), seed)
+    with torch.no_grad():
+        weight.copy_(cut_vocabulary(whole, _tensor_rank(), _tensor_size()))
+    _mark_sharded(weight, 0)
+
+
+def _mark_sharded(weight: nn.Parameter, axis: int) -> None:
+    """Tells DeepSpeed that ranks hold different parts of `weight`, so that each part counts in the gradient norm."""
+    tensor_parallel.set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=axis, stride=1)
+
+
+def _tensor_rank() -> int:
+    return int(parallel_state.get_tensor_model_parallel_rank())
+
+
+def _tensor_size() -> int:
+    return int(parallel_state.get_tensor_model_parallel_world_size())
