@@ -1,9 +1,10 @@
 """The whole of training, one stage after another, each by its own entry point in its own processes.
 
-RUN_DIR/STAGE/         what each stage makes
-RUN_DIR/logs/          what each stage said
-RUN_DIR/stages.json    time and memory of each
-RUN_DIR/report.html    what came out
+RUN_DIR/quickstart.yaml    the resolved configuration
+RUN_DIR/STAGE/             what each stage makes
+RUN_DIR/logs/              what each stage said
+RUN_DIR/stages.json        time and memory of each
+RUN_DIR/report.html        what came out
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lavit_dist.config.base import save_config
 from lavit_dist.config.quickstart import QuickstartConfig
 from lavit_dist.engine.run_folder import RunFolder
 from lavit_dist.errors import UserError
 from lavit_dist.observe.process import run_watched
-from lavit_dist.observe.stage_records import StageRecord, read_stage_records, write_stage_records
+from lavit_dist.observe.stage_records import StageRecord, clock, gigabytes, read_stage_records, write_stage_records
 from lavit_dist.parallel.distributed import free_port
 from pipelines.quickstart_stages import Stage, plan_stages
 
@@ -37,27 +39,24 @@ def run(config: QuickstartConfig) -> None:
     """Runs the stages that aren't done, and exits with the code of one that fails."""
     stages = plan_stages(config)
     for stage in stages:
-        RunFolder(stage.config.run_dir).check_config(stage.config)
+        RunFolder(stage.folder).check_config(stage.config)
+    save_config(config, config.root / "quickstart.yaml")
     console = Console(highlight=False, soft_wrap=True)
     made: Stage | None = None
     for number, stage in enumerate(stages, 1):
         console.print(f"\n[bold]\\[{number}/{len(stages)}] {stage.title}[/bold]")
         was_done = stage.done
         if was_done and not stage.depends_on_outside:
-            _check_age(stage, made)
-            console.print(f"already there: {stage.config.run_dir}")
+            if made:
+                raise UserError(
+                    f"{stage.folder} is older than {made.folder}, which was made just now and which it should be made from;"
+                    f" remove {stage.folder} and run this again."
+                )
+            console.print(f"already there: {stage.folder}")
             continue
         _run_stage(stage, config.root, console)
         made = made if was_done else stage
     _print_summary(stages, config.root, console)
-
-
-def _check_age(stage: Stage, made: Stage | None) -> None:
-    if made:
-        raise UserError(
-            f"{stage.config.run_dir} is older than {made.config.run_dir}, which was made just now and which it should be made"
-            f" from; remove {stage.config.run_dir} and run this again."
-        )
 
 
 def _run_stage(stage: Stage, root: Path, console: Console) -> None:
@@ -96,20 +95,13 @@ def _print_summary(stages: Sequence[Stage], root: Path, console: Console) -> Non
     done = [records[stage.name] for stage in stages if stage.name in records]
     seconds, peak = sum(record.seconds for record in done), max((record.peak_memory for record in done), default=0)
     table.add_column("stage", footer="[bold]in all[/bold]")
-    table.add_column("time", justify="right", footer=f"[bold]{_clock(seconds)}[/bold]")
-    table.add_column("peak memory", justify="right", footer=f"[bold]{_gigabytes(peak)}[/bold]")
+    table.add_column("time", justify="right", footer=f"[bold]{clock(seconds)}[/bold]")
+    table.add_column("peak memory", justify="right", footer=f"[bold]{gigabytes(peak)}[/bold]")
     table.add_column("folder", overflow="fold")
     for stage in stages:
         record = records.get(stage.name)
-        cells = (_clock(record.seconds), _gigabytes(record.peak_memory)) if record else ("", "")
-        table.add_row(stage.title, *cells, stage.config.run_dir)
+        cells = (clock(record.seconds), gigabytes(record.peak_memory)) if record else ("", "")
+        table.add_row(stage.title, *cells, stage.folder)
     console.print()
     console.print(table)
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+    console.print(f"\nLook at {stages[-1].products[0]}")

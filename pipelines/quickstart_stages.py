@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from lavit_dist.config.base import load_config
+from lavit_dist.config.decoder import TrainDecoderConfig
+from lavit_dist.config.evaluate import EvaluateConfig
 from lavit_dist.config.ingest import IngestConfig
 from lavit_dist.config.make_shapes import MakeShapesConfig
 from lavit_dist.config.pretokenize import PretokenizeConfig
+from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.config.quickstart import QuickstartConfig
+from lavit_dist.config.report import ReportConfig
 from lavit_dist.config.text_tokenizer import TrainTextTokenizerConfig
 from lavit_dist.config.tokenizer import TrainTokenizerConfig
 from lavit_dist.config.tower import TrainTowerConfig
+from lavit_dist.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,11 @@ class Stage:
         return (*self.program, *self.arguments)
 
     @property
+    def folder(self) -> str:
+        """Where its products are."""
+        return str(self.config.run_dir)
+
+    @property
     def distributed(self) -> bool:
         """Whether it runs in several processes under the deepspeed launcher."""
         return self.program[0] == "deepspeed"
@@ -66,19 +76,23 @@ class _Planner:
         cls: type,
         products: Sequence[str],
         *,
-        folder: str,
+        folder: str = "",
         depends_on_outside: bool = False,
         **settings: str | Path,
     ) -> Stage:
         overrides = [f"run_dir={self.config.root / folder}", *(f"{key}={value}" for key, value in settings.items())]
         overrides += getattr(self.config.overrides, name)
         preset = Path(self.config.presets) / f"{name}.yaml"
+        try:
+            resolved = load_config(cls, preset, overrides)
+        except UserError as error:
+            raise UserError(f"Stage {name}: {error}") from error
         return Stage(
             name=name,
             title=title,
             program=tuple(program.split()),
             arguments=("--config", str(preset), *overrides),
-            config=load_config(cls, preset, overrides),
+            config=resolved,
             products=tuple(self.config.root / folder / product for product in products),
             depends_on_outside=depends_on_outside,
         )
@@ -148,4 +162,38 @@ def plan_stages(config: QuickstartConfig) -> list[Stage]:
             tokenizer=tokenizer,
             text_tokenizer=text_tokenizer,
         ),
+        stage(
+            "pretrain",
+            "language model",
+            f"deepspeed --quiet --num_gpus {config.pretrain_processes} launcher/pretrain.py",
+            PretrainConfig,
+            ["model"],
+            folder="pretrain",
+            ids=root / "ids/train",
+            text_tokenizer=text_tokenizer,
+            visual_tokenizer=tokenizer,
+        ),
+        stage(
+            "decoder",
+            "pixel decoder",
+            f"deepspeed --quiet --num_gpus {config.decoder_processes} launcher/train_decoder.py",
+            TrainDecoderConfig,
+            ["model"],
+            folder="decoder",
+            pairs=pairs / "train",
+            tokenizer=tokenizer,
+        ),
+        stage(
+            "evaluate",
+            "captions, pictures, scores",
+            "python launcher/evaluate.py",
+            EvaluateConfig,
+            ["results.json"],
+            folder="evaluation",
+            pairs=pairs,
+            ids=root / "ids",
+            decoder=root / "decoder/model",
+            language_model=root / "pretrain/model",
+        ),
+        stage("report", "report", "python launcher/report.py", ReportConfig, ["report.html"], depends_on_outside=True),
     ]

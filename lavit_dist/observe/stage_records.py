@@ -43,3 +43,13 @@ def write_stage_records(folder: Path, records: Mapping[str, StageRecord]) -> Non
     """Replaces the records in `folder`."""
     content = {name: dataclasses.asdict(record) for name, record in records.items()}
     write_atomically(folder / STAGES_FILE, json.dumps(content, indent=1).encode())
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, such as 3:07."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def gigabytes(count: int) -> str:
+    """Bytes in units of 10^9."""
+    return f"{count / 1e9:.1f} GB"

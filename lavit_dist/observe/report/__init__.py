@@ -1,0 +1,1 @@
+"""The HTML report of a chain of stages: one file that holds everything that it shows."""

@@ -1,0 +1,105 @@
+"""The lines of the report's score table: each score with what is asked of the quickstart and how it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lavit_dist.observe.report.page import Score
+
+CAPTIONS, PICTURES, RECONSTRUCTIONS = 0.8, 0.4, 0.6
+"""Shares of held-out images whose main object must have the right colour and shape."""
+KEEP_RATIO, KEEP_RATIO_TOLERANCE = 1 / 3, 0.03
+CODES_USED = 0.8
+TOKENS_AND_OBJECTS = 0.5
+
+
+def scores_note(results: Mapping[str, Any]) -> str:
+    """What the scores are about."""
+    scores = results["scores"]
+    if scores is None:
+        return (
+            "Measured on pairs without attributes to check against, so that captions and pictures are to be judged by eye, below."
+            " Sizes and steps are those of a short demonstration."
+        )
+    return (
+        "Held-out images show combinations of colour and shape that no training pair has. Pictures are judged by a probe: a small"
+        f" classifier over the vision tower's features, trained on real training images. On {len(results['captions'])} real held-out"
+        f" images the probe itself names colour and shape of the main object right in {_percent(scores['probe']['all'])}."
+    )
+
+
+def score_rows(results: Mapping[str, Any]) -> list[Score]:
+    """The table, line by line."""
+    tokens, codes, scores = results["tokens"]["heldout"], results["codes"], results["scores"]
+    rows = [] if scores is None else _procedural_rows(results)
+    rows.append(
+        Score(
+            "Share of patches kept",
+            f"{tokens['keep_ratio']:.3f}",
+            f"{KEEP_RATIO:.3f} ± {KEEP_RATIO_TOLERANCE}",
+            abs(tokens["keep_ratio"] - KEEP_RATIO) <= KEEP_RATIO_TOLERANCE,
+            f"mean over {tokens['images']} held-out images: {tokens['tokens_mean']:.1f} tokens, standard deviation {tokens['tokens_std']:.1f}",
+        )
+    )
+    asked = scores is not None  # a set of few pairs can't use many codes
+    rows.append(
+        Score(
+            "Codes in use",
+            _percent(codes["used"]),
+            f"≥ {_percent(CODES_USED)}" if asked else "",
+            codes["used"] >= CODES_USED if asked else None,
+            f"of {len(codes['counts'])}, at least once in {results['tokens']['train']['images']} training images;"
+            f" perplexity {codes['perplexity']:.0f}",
+        )
+    )
+    return rows
+
+
+def _procedural_rows(results: Mapping[str, Any]) -> list[Score]:
+    scores = results["scores"]
+    captions, probe = scores["captions"], scores["probe"]
+    drawn, rebuilt = len(results["text_to_image"]), len(results["reconstruction"])
+    return [
+        _share_row(
+            "Captions: colour and shape right",
+            captions["all"],
+            CAPTIONS,
+            f"main object of {len(results['captions'])} held-out images; colour {_percent(captions['colour'])}, shape"
+            f" {_percent(captions['shape'])}; position {_percent(captions['position'])} of {captions['position_stated']} that state it,"
+            f" count {_percent(captions['count'])} of {captions['count_stated']}",
+        ),
+        _judged_row(
+            "Drawn pictures: colour and shape right", scores["text_to_image"], probe, PICTURES, f"{drawn} held-out prompts"
+        ),
+        _judged_row(
+            "Reconstructions: colour and shape right",
+            scores["reconstruction"],
+            probe,
+            RECONSTRUCTIONS,
+            f"{rebuilt} held-out images",
+        ),
+        Score(
+            "Tokens grow with objects",
+            f"{scores['tokens_and_objects']:.2f}",
+            f"≥ {TOKENS_AND_OBJECTS}",
+            scores["tokens_and_objects"] >= TOKENS_AND_OBJECTS,
+            "Spearman's rank correlation of an image's tokens and its number of objects, all images",
+        ),
+    ]
+
+
+def _judged_row(name: str, shares: Mapping[str, float], probe: Mapping[str, float], target: float, what: str) -> Score:
+    note = (
+        f"{what}; colour {_percent(shares['colour'])}, shape {_percent(shares['shape'])}."
+        f" The probe on real renders: {_percent(probe['all'])} (colour {_percent(probe['colour'])}, shape {_percent(probe['shape'])})"
+    )
+    return _share_row(name, shares["all"], target, note)
+
+
+def _share_row(name: str, share: float, target: float, note: str) -> Score:
+    return Score(name, _percent(share), f"≥ {_percent(target)}", share >= target, note)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
