@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML file of the job; see configs/")
     parser.add_argument("--ray-address", metavar="HOST:PORT", help="running Ray cluster, or `auto`; short for ray.address=…")
     add_overrides(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     address = [f"ray.address={arguments.ray_address}"] if arguments.ray_address else []
     exit_on_user_error(lambda: run(load_config(PretokenizeConfig, arguments.config, [*arguments.overrides, *address])))
 

@@ -58,8 +58,8 @@ def run(config: PretokenizeConfig) -> None:
     setup_logging()
     folder = RunFolder(config.run_dir)
     folder.check_config(config)
-    encoding = describe_encoding(config)
     jobs = plan_jobs(folder.root, list_splits(config.pairs), config.inputs_per_shard)
+    encoding = describe_encoding(config)
     folder.open(config)
     done = {job.name: record for job in jobs if (record := _finished(job, encoding, verify_inputs=config.verify_inputs))}
     to_do = {job.name: job for job in jobs if job.name not in done}

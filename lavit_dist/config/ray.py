@@ -12,6 +12,8 @@ class RayConfig:
 
     address: str | None = None
     """Address of a running cluster, such as 10.0.0.1:6379, or `auto` to find it; None starts Ray on this machine, on the loopback only."""
+    min_nodes: int = 1
+    """Nodes of the cluster to wait for before work starts; later ones are not used."""
     num_cpus: int | None = None
     """CPUs that a Ray started here may use; None takes all that this process may."""
     object_store_mb: int = 200
@@ -26,9 +28,13 @@ class RayConfig:
     """How often a shard is tried again after an error or the death of its process."""
 
     def validate(self) -> None:
-        for name in ("num_cpus", "num_actors", "cpus_per_actor"):
+        for name in ("min_nodes", "num_cpus", "num_actors", "cpus_per_actor"):
             value = getattr(self, name)
             check(value is None or value > 0, f"ray.{name} {value} must be at least 1.")
+        check(
+            self.address is not None or self.min_nodes == 1,
+            f"ray.min_nodes {self.min_nodes} needs a cluster; give its address as ray.address, or leave ray.min_nodes at 1.",
+        )
         check(self.gpus_per_actor >= 0, f"ray.gpus_per_actor {self.gpus_per_actor} must not be negative.")
         check(self.max_retries >= 0, f"ray.max_retries {self.max_retries} must not be negative.")
         check(

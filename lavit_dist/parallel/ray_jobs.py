@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -19,6 +20,7 @@ from lavit_dist.errors import UserError, check
 
 logger = logging.getLogger(__name__)
 MEBIBYTE = 2**20
+SECONDS_FOR_NODES = 300
 
 
 class Worker(Protocol):
@@ -56,7 +58,14 @@ def ray_cluster(config: RayConfig) -> Iterator[None]:
         num_cpus = config.num_cpus or len(os.sched_getaffinity(0))
         store = config.object_store_mb * MEBIBYTE
         ray.init(
-            address="local", num_cpus=num_cpus, object_store_memory=store, include_dashboard=False, logging_level=logging.ERROR
+            address="local",
+            num_cpus=num_cpus,
+            object_store_memory=store,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            _system_config={
+                "worker_niceness": 0
+            },  # by default actors give way to all other processes, and starve on a busy machine
         )
     else:
         try:
@@ -66,6 +75,7 @@ def ray_cluster(config: RayConfig) -> Iterator[None]:
                 f"No Ray cluster can be reached at ray.address {config.address} ({error}); start one there, or leave it out to run here."
             ) from error
     try:
+        _wait_for_nodes(config)
         yield
     finally:
         ray.shutdown()
@@ -157,6 +167,20 @@ class _ActorPool:
         self.failed_starts += 1
         if not died or self.failed_starts > self.max_retries:
             raise error
+
+
+def _wait_for_nodes(config: RayConfig) -> None:
+    """Waits until the cluster has as many nodes as the settings ask for; raises `UserError` when they don't come."""
+    import ray
+
+    deadline = time.monotonic() + SECONDS_FOR_NODES
+    while (nodes := sum(node["Alive"] for node in ray.nodes())) < config.min_nodes:
+        check(
+            time.monotonic() < deadline,
+            f"The Ray cluster has {nodes} nodes after {SECONDS_FOR_NODES} seconds, fewer than ray.min_nodes {config.min_nodes};"
+            " look into the logs of the missing ones, or ask for less.",
+        )
+        time.sleep(1)
 
 
 def _room_for_actors(config: RayConfig) -> int:

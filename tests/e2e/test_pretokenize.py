@@ -122,9 +122,14 @@ def test_the_job_survives_bad_samples_failures_and_restarts(work):
     assert third.returncode == 0, third.stderr
     assert "4 of 4 shards are done already" in third.stderr
     assert {path: path.read_bytes() for path in made} == made
+    check_that_rows_can_be_made(work)
+
+    changed = run_script("pretokenize.py", *settings(work, "seed=7"))
+    assert changed.returncode == 2
+    assert "belongs to a run with seed = 0, but now seed = 7" in changed.stderr
 
 
-def test_the_ids_can_be_trained_on(work):
+def check_that_rows_can_be_made(work: Path) -> None:
     manifest = load_manifest(work / "ids/train")
     text = TextTokenizer.load(work / "text")
     manifest.check_tokenizers(visual_tokenizer=tokenizer_digest(work / "tokenizer"), text_tokenizer=text.digest)
@@ -138,17 +143,14 @@ def test_the_ids_can_be_trained_on(work):
 
 
 @pytest.mark.parametrize(
-    ("changed", "sentence"),
+    ("setting", "sentence"),
     [
-        (("run_dir={}/new", "tokenizer={}/nowhere"), "nowhere holds no visual tokenizer"),
-        (("run_dir={}/new", "pairs={}/nowhere"), "nowhere does not exist and so holds no *.tar files"),
-        (("seed=7",), "belongs to a run with seed = 0, but now seed = 7"),
+        ("tokenizer={}/nowhere", "nowhere holds no visual tokenizer"),
+        ("pairs={}/nowhere", "nowhere does not exist and so holds no *.tar files"),
     ],
 )
-def test_mistakes_end_in_one_sentence_before_anything_is_started(work, changed, sentence):
-    result = run_script(
-        "pretokenize.py", *settings(work, *(setting.format(work) for setting in changed), "ray.address=127.0.0.1:1")
-    )
+def test_mistakes_end_in_one_sentence_before_anything_is_started(work, setting, sentence):
+    result = run_script("pretokenize.py", *settings(work, f"run_dir={work}/new", setting.format(work)))
     assert result.returncode == 2
     assert sentence in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
