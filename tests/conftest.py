@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import settings
 
 from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, write_id_shard
 from lavit_dist.data.manifest import Manifest, write_manifest
+from lavit_dist.data.text_tokenizer import train_text_tokenizer
 
 # Tests take turns on few cores; threads of one test would only wait for those of another. Child processes inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,6 +57,38 @@ def write_id_set() -> Callable[..., Manifest]:
         return write_manifest(folder, records)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def pretrain_settings(write_id_set: Callable[..., Manifest], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a small pretraining run, with a text tokenizer and an id set to train on."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    text_tokenizer = train_text_tokenizer(["a red circle on the left of a blue square"], 300, folder / "text_tokenizer")
+    lengths = np.random.default_rng(1).integers((8, 4), (30, 20), size=(400, 2)).tolist()
+    write_id_set(
+        folder / "ids",
+        [lengths[:250], lengths[250:]],
+        text_vocab_size=text_tokenizer.vocab_size,
+        text_tokenizer=text_tokenizer.digest,
+    )
+    return {
+        "ids": str(folder / "ids"),
+        "text_tokenizer": str(folder / "text_tokenizer"),
+        "model": {
+            "hidden_size": 64,
+            "num_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "ffn_hidden_size": 128,
+            "max_position_embeddings": 128,
+        },
+        "optimizer": {"learning_rate": 2e-3, "warmup_steps": 3, "gradient_clipping": 0.8},
+        "precision": "fp32",
+        "seq_len": 128,
+        "global_batch_size": 8,
+        "micro_batch_size": 2,
+        "num_threads": 1,
+    }
 
 
 @pytest.fixture(scope="session")

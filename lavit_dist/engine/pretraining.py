@@ -153,5 +153,5 @@ def _check_finite(step: int, metrics: dict[str, float]) -> None:
         if not math.isfinite(metrics.get(name, 0.0)):
             raise UserError(
                 f"The {name} of step {step + 1} is {metrics[name]}, so training stops before it is saved; lower"
-                " optimizer.learning_rate or lengthen optimizer.warmup_steps and start again: the run goes on from its last checkpoint."
+                " optimizer.learning_rate or lengthen optimizer.warmup_steps, and train in a new run_dir."
             )

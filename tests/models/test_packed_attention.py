@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lavit_dist.models.packed_attention import PackedDocuments, packed_attention
@@ -37,7 +37,6 @@ def separately(query, key, value, document_ids):
     return out
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.integers(1, SEQ), min_size=1, max_size=6), min_size=1, max_size=3), st.sampled_from([1, 2, 4]))
 def test_a_document_attends_only_to_itself(lengths, groups):
     document_ids = rows_of(lengths)
@@ -47,14 +46,14 @@ def test_a_document_attends_only_to_itself(lengths, groups):
     key, value = (torch.randn(*shape[:2], groups, 8, generator=generator, requires_grad=True) for _ in range(2))
     packed = packed_attention(query, key, value, PackedDocuments.of(document_ids))
     expected = separately(query, key, value, document_ids)
-    torch.testing.assert_close(packed, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(packed, expected, rtol=1e-5, atol=1e-5)
     weights = torch.randn(packed.shape, generator=generator)
     for ours, theirs in zip(
         torch.autograd.grad((packed * weights).sum(), (query, key, value)),
         torch.autograd.grad((expected * weights).sum(), (query, key, value)),
         strict=True,
     ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_every_position_is_found_once():

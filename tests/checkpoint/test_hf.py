@@ -1,0 +1,114 @@
+"""The export: files as Hugging Face wants them, from checkpoint files alone. (Logits are compared in tests/distributed.)"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from lavit_dist.checkpoint import hf
+from lavit_dist.checkpoint.llama_state import CheckpointFacts, write_facts
+from lavit_dist.config.model import LlamaConfig
+from lavit_dist.data.text_tokenizer import train_text_tokenizer
+from lavit_dist.data.vocabulary import Vocabulary
+from lavit_dist.errors import UserError
+from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, block_name, block_shapes, initial_weight
+from lavit_dist.parallel.llama_shards import cut_block, cut_vocabulary
+
+MODEL = LlamaConfig(
+    hidden_size=32, num_layers=2, num_attention_heads=4, num_key_value_heads=2, ffn_hidden_size=48, max_position_embeddings=64
+)
+VOCABULARY = Vocabulary(text_size=50, codebook_size=70)
+TENSOR_RANKS = 2
+
+
+def whole_model() -> dict[str, torch.Tensor]:
+    shapes = {EMBEDDING: (VOCABULARY.padded_size, 32), FINAL_NORM: (32,), HEAD: (VOCABULARY.padded_size, 32)}
+    for layer in range(MODEL.num_layers):
+        shapes |= {block_name(layer, name): shape for name, shape in block_shapes(MODEL).items()}
+    return {name: initial_weight(MODEL, name, shape, seed=1) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint of a tensor 2 x pipeline run, as DeepSpeed names its files."""
+    whole, folder = whole_model(), tmp_path / "step-00000001"
+    (folder / "deepspeed").mkdir(parents=True)
+    for rank in range(TENSOR_RANKS):
+        layers = [{"table.weight": cut_vocabulary(whole[EMBEDDING], rank, TENSOR_RANKS)}]
+        for index in range(MODEL.num_layers):
+            prefix = block_name(index)
+            block = {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
+            layers.append({f"layer.{name}": tensor for name, tensor in cut_block(block, MODEL, rank, TENSOR_RANKS).items()})
+        head = cut_vocabulary(whole[HEAD], rank, TENSOR_RANKS)
+        layers.append({"norm.weight": whole[FINAL_NORM], "projection.weight": head})
+        for index, weights in enumerate(layers):
+            # megatron-core's layers leave such a key beside their weights
+            torch.save(
+                {**weights, "layer._extra_state": None}, folder / f"deepspeed/layer_{index:02d}-model_{rank:02d}-model_states.pt"
+            )
+    layout = {"tensor_parallel_size": TENSOR_RANKS, "pipeline_parallel_size": 2, "data_parallel_size": 1, "zero_stage": 1}
+    facts = CheckpointFacts(
+        model=MODEL,
+        precision="fp32",
+        text_size=VOCABULARY.text_size,
+        codebook_size=VOCABULARY.codebook_size,
+        eos_id=3,
+        visual_tokenizer_digest="a digest",
+        layout=layout,
+        data={},
+    )
+    write_facts(folder, facts)
+    return folder
+
+
+@pytest.fixture
+def text_tokenizer(tmp_path: Path) -> Path:
+    train_text_tokenizer(["a red circle"], 280, tmp_path / "text_tokenizer")
+    return tmp_path / "text_tokenizer"
+
+
+def test_transformers_reads_the_folder(checkpoint: Path, text_tokenizer: Path, tmp_path: Path) -> None:
+    hf.export_hf(checkpoint, tmp_path / "model", text_tokenizer)
+    model, loading = LlamaForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(loading.values())
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == {
+        name: tuple(tensor.shape) for name, tensor in whole_model().items()
+    }
+    assert all(torch.equal(tensor, whole_model()[name]) for name, tensor in model.state_dict().items())
+    assert model.dtype == torch.float32
+    assert model.config.rope_parameters["rope_theta"] == MODEL.rope_theta
+    assert not model.config.tie_word_embeddings
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").tokenize("a red circle")
+    assert json.loads((tmp_path / "model" / "lavit.json").read_text()) == {
+        "text_size": 50,
+        "codebook_size": 70,
+        "eos_id": 3,
+        "visual_tokenizer_digest": "a digest",
+    }
+
+
+def test_a_large_model_is_cut_into_several_files(
+    checkpoint: Path, text_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf, "MAX_FILE_BYTES", 20_000)
+    hf.export_hf(checkpoint, tmp_path / "model", text_tokenizer)
+    files = sorted((tmp_path / "model").glob("*.safetensors"))
+    assert len(files) > 2
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: path.name for path in files for name in load_file(path)}
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(tensor, whole_model()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_missing_file_is_named(checkpoint: Path, text_tokenizer: Path, tmp_path: Path) -> None:
+    (checkpoint / "deepspeed/layer_02-model_01-model_states.pt").unlink()
+    with pytest.raises(UserError, match=r"layer_02-model_01-model_states\.pt is missing"):
+        hf.export_hf(checkpoint, tmp_path / "model", text_tokenizer)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(text_tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a checkpoint of the language model"):
+        hf.export_hf(tmp_path, tmp_path / "model", text_tokenizer)

@@ -1,0 +1,45 @@
+"""Running a program on several gloo ranks: new processes, never forks of this one, with a time-out."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lavit_dist.parallel.distributed import free_port
+
+POLL_SECONDS = 0.1
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[..., None]:
+    """`run_ranks(program, world_size, *arguments, timeout=…)`: runs it as the deepspeed launcher would; fails with what ranks said."""
+
+    def run(program: Path, world_size: int, *arguments: str, timeout: float = 120) -> None:
+        shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(program), *arguments],
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+        deadline = time.monotonic() + timeout
+        while any(rank.poll() is None for rank in ranks) and all(rank.poll() in (None, 0) for rank in ranks):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+        said = [rank.communicate()[0] for rank in ranks]
+        codes = [rank.returncode for rank in ranks]
+        assert codes == [0] * world_size, f"exit codes {codes} after {timeout:.0f} s at most\n" + "\n".join(said)
+
+    return run

@@ -1,0 +1,125 @@
+"""launcher/pretrain.py as a user starts it: killed in the middle, started again, and refused."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from transformers import LlamaForCausalLM
+
+from lavit_dist.observe.metrics import METRICS_FILE, read_lines
+from lavit_dist.parallel.distributed import free_port
+
+STEPS, SAVE_EVERY, KILL_AFTER = 30, 5, 8
+REPEATED = ("step", "loss", "text_loss", "image_loss", "grad_norm", "learning_rate", "tokens", "padding")
+TIMEOUT = 180
+
+
+@pytest.fixture(scope="module")
+def config_file(pretrain_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run on tensor 2 x pipeline 2."""
+    path = tmp_path_factory.mktemp("config") / "pretrain.yaml"
+    settings = pretrain_settings | {
+        "parallel": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
+        "checkpoint": {"every_steps": SAVE_EVERY},
+        "logging": {"every_steps": 10},
+        "total_steps": STEPS,
+    }
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture
+def start(repo_root: Path, config_file: Path) -> Callable[..., subprocess.Popen[str]]:
+    """`start(processes, *overrides)`: the command that the README gives."""
+
+    def begin(processes: int, *overrides: str) -> subprocess.Popen[str]:
+        launcher = [
+            str(Path(sys.executable).with_name("deepspeed")),
+            "--num_gpus",
+            str(processes),
+            "--master_port",
+            str(free_port()),
+        ]
+        command = [*launcher, "launcher/pretrain.py", "--config", str(config_file), *overrides]
+        return subprocess.Popen(command, cwd=repo_root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return begin
+
+
+def finish(run: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code and what it said."""
+    try:
+        said, _ = run.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        for process in psutil.Process(run.pid).children(recursive=True):
+            process.kill()
+        run.kill()
+        pytest.fail(f"not done after {TIMEOUT} s:\n{run.communicate()[0]}")
+    return run.returncode, said
+
+
+def records(run_dir: Path) -> list[dict[str, float]]:
+    return [{name: record[name] for name in REPEATED} for record in map(json.loads, read_lines(run_dir / METRICS_FILE))]
+
+
+def kill_a_rank(run: subprocess.Popen[str], run_dir: Path, local_rank: int) -> None:
+    """Sends SIGKILL to one rank once the run is past its first checkpoint."""
+    deadline = time.monotonic() + TIMEOUT
+    while len(read_lines(run_dir / METRICS_FILE)) < KILL_AFTER:
+        assert run.poll() is None and time.monotonic() < deadline, run.communicate()[0]
+        time.sleep(0.02)
+    (rank,) = (
+        process for process in psutil.Process(run.pid).children(recursive=True) if f"--local_rank={local_rank}" in process.cmdline()
+    )
+    os.kill(rank.pid, signal.SIGKILL)
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    code, said = finish(start(4, f"run_dir={tmp_path}/straight"))
+    assert code == 0, said
+    straight = records(tmp_path / "straight")
+    assert [record["step"] for record in straight] == list(range(1, STEPS + 1))
+
+    killed = start(4, f"run_dir={tmp_path}/killed")
+    kill_a_rank(killed, tmp_path / "killed", local_rank=2)
+    assert finish(killed)[0] != 0
+    assert KILL_AFTER <= len(records(tmp_path / "killed")) < STEPS
+    assert not (tmp_path / "killed" / "model").exists()
+
+    code, said = finish(start(4, f"run_dir={tmp_path}/killed"))
+    assert code == 0, said
+    assert "resumed from" in said
+    assert records(tmp_path / "killed") == straight
+
+    weights = [LlamaForCausalLM.from_pretrained(tmp_path / name / "model").state_dict() for name in ("straight", "killed")]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+def test_under_the_launcher_a_mistake_is_one_sentence_and_exit_code_2(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    code, said = finish(start(3, f"run_dir={tmp_path}/run"))
+    assert code == 2
+    assert said.count("error: The 3 processes that were started can't be shared out") == 1
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_run_stops_before_it_saves(repo_root: Path, config_file: Path, tmp_path: Path) -> None:
+    alone = ("parallel.tensor_parallel_size=1", "parallel.pipeline_parallel_size=1", "optimizer.learning_rate=1e30")
+    command = [sys.executable, "launcher/pretrain.py", "--config", str(config_file), f"run_dir={tmp_path}/run", *alone]
+    run = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert run.returncode == 2, run.stderr
+    assert re.search("(loss|grad_norm) of step 2 is (nan|inf)", run.stderr)
+    assert "lower optimizer.learning_rate" in run.stderr
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
