@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from lavit_dist.config.base import config
 from lavit_dist.config.model import CodebookConfig, MergerConfig, TokenizerDecoderConfig, VisionEncoderConfig, VisualTokenizerConfig
 from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
@@ -36,12 +38,17 @@ class TrainTokenizerConfig:
     """Weight of the keep-ratio term, lambda in Eq. 4."""
     commitment_cost: float = 0.0
     """Weight of the term that draws vectors to their codes; 0 as in Eq. 4."""
+    selector_guidance: float = 0.0
+    """Weight of a term that draws each dropped patch's keep probability to its share of the reconstruction error (see
+    `guidance_loss`); 0 leaves Eq. 4 alone. A short training needs it: the gradient through sampled selections alone is noise there."""
     gumbel_temperature: float = 1.0
     """Temperature of the straight-through gradient of Eq. 1 (1 as in the released code)."""
     kmeans_batches: int = 8
     """Batches whose vectors initialise the codebook by k-means."""
     feature_cache_bytes: int = 1 << 30
     """Memory per rank for the frozen features of images already seen, bytes."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """`bf16` multiplies matrices in bf16; weights, optimizer and losses stay in fp32."""
     max_pixels: int = 89_478_485
     """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are passed over."""
     optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.99), eps=1e-6, weight_decay=0.001, warmup_steps=500)
@@ -62,4 +69,5 @@ class TrainTokenizerConfig:
             0 < self.quantize_from < self.total_steps,
             f"quantize_from {self.quantize_from} must lie between 1 and total_steps - 1 = {self.total_steps - 1}.",
         )
+        check(self.selector_guidance >= 0, f"selector_guidance {self.selector_guidance} must not be negative.")
         check(self.gumbel_temperature > 0, f"gumbel_temperature {self.gumbel_temperature} must be above 0.")

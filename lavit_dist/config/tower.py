@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from lavit_dist.config.base import config
 from lavit_dist.config.model import VisionEncoderConfig
 from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
@@ -46,6 +48,8 @@ class TrainTowerConfig:
     """Optimizer steps."""
     global_batch_size: int = 256
     """Pairs per step over all ranks; every other pair of the batch is a negative."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """`bf16` multiplies matrices in bf16; weights, optimizer and losses stay in fp32."""
     max_pixels: int = 89_478_485
     """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are passed over."""
     optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)

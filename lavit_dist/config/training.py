@@ -10,10 +10,17 @@ from lavit_dist.errors import check
 
 @config
 class OptimizerConfig:
-    """AdamW with a warm-up and a decay."""
+    """AdamW, or Muon beside it, with a warm-up and a decay."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon` takes Muon for the matrices of transformer blocks and AdamW for the rest; it needs each matrix whole on its rank, so
+    the language model, which shards them, does not offer it."""
     learning_rate: float = 3e-4
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    muon_learning_rate: float = 0.02
+    """Peak learning rate of Muon (Jordan et al. 2024)."""
+    muon_weight_decay: float = 0.01
+    """Decoupled weight decay of the matrices that Muon moves."""
     min_learning_rate: float = 0.0
     """Learning rate at the last step."""
     warmup_steps: int = 0

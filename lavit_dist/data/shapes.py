@@ -53,11 +53,11 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 """What combinations can be held out of: the main object's attributes and the background's."""
 
-MAIN_SIZE = (0.36, 0.53)
-"""Width of the main object as a share of the image: 23 to 34 of 64 pixels."""
+MAIN_SIZE = (0.44, 0.56)
+"""Width of the main object as a share of the image: 28 to 36 of 64 pixels."""
 SMALL_SIZE = (0.15, 0.21)
 """Width of the other objects: about 10 to 13 of 64 pixels."""
-GAP = 0.025
+GAP = 0.02
 """Least distance between objects, and to the border, as a share of the image."""
 MAX_OBJECTS = 4
 NUMBERS = ("no", "a", "two", "three")
@@ -118,7 +118,7 @@ class SceneMaker:
         chosen = {name: _pick(rng, values) for name, values in ATTRIBUTES.items()} | combinations[index % len(combinations)]
         groups = _pick_groups(rng, self.max_objects, chosen["colour"])
         things = _place(rng, chosen, groups)
-        return Scene(things, chosen["position"], chosen["texture"], chosen["tint"], _write_captions(rng, chosen, groups))
+        return Scene(things, chosen["position"], chosen["texture"], chosen["tint"], _write_captions(chosen, groups))
 
 
 def make_scene_maker(
@@ -208,16 +208,12 @@ def _place_small(rng: np.random.Generator, group: _Group, things: list[Thing]) -
     return None
 
 
-def _write_captions(rng: np.random.Generator, chosen: dict[str, str], groups: list[_Group]) -> tuple[str, ...]:
-    """A full caption and a short one; both name the main object first, and the full one names everything."""
-    colour, shape, place = chosen["colour"], chosen["shape"], POSITIONS[chosen["position"]]
-    background = f"on a {chosen['texture']} {chosen['tint']} background"
+def _write_captions(chosen: dict[str, str], groups: list[_Group]) -> tuple[str, ...]:
+    """A full caption, which names every object and where the main one is, and a short one of the main object alone."""
+    main = f"{chosen['colour']} {chosen['shape']}"
     others = " and ".join(_name_group(group) for group in groups)
-    joined = _pick(rng, (f" with {others}", f" and {others}", f" beside {others}")) if others else ""
-    full = _pick(rng, ("", "there is ")) + f"a large {colour} {shape} {place}{joined}{',' if others else ''} {background}"
-    article = "an" if colour[0] in "aeiou" else "a"
-    short = f"{article} {colour} {shape}" + _pick(rng, ("", f" {place}", f" {background}"))
-    return full, short
+    full = f"a large {main} {POSITIONS[chosen['position']]}" + (f" with {others}" if others else "")
+    return full, f"{'an' if main[0] in 'aeiou' else 'a'} {main}"
 
 
 def _name_group(group: _Group) -> str:

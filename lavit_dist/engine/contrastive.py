@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from lavit_dist.config.tower import TrainTowerConfig
+from lavit_dist.data.hashing import stable_hash
 from lavit_dist.data.pairs import PairBatches
 from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.models.contrastive import ContrastiveModel, contrastive_loss
-from lavit_dist.parallel.distributed import device, gather_with_gradient, mean_over_ranks, world_size
+from lavit_dist.parallel.distributed import device, gather, gather_with_gradient, matmul_precision, mean_over_ranks, world_size
 
 
 class ContrastiveTraining:
@@ -33,9 +34,11 @@ class ContrastiveTraining:
     def train_step(self, step: int) -> Mapping[str, float]:
         batch = self.batches.batch(step)
         ids, mask = self._encode(batch.captions)
-        pictures, captions, scale = self.engine.module(batch.pixel_values.to(device()), ids, mask)
-        pictures, captions = gather_with_gradient(pictures), gather_with_gradient(captions)
-        same = (captions.detach() @ captions.detach().t()) > 1 - 1e-6
+        with matmul_precision(self.config.precision):
+            pictures, captions, scale = self.engine.module(batch.pixel_values.to(device()), ids, mask)
+        pictures, captions = gather_with_gradient(pictures.float()), gather_with_gradient(captions.float())
+        texts = gather(torch.tensor([stable_hash(caption) >> 1 for caption in batch.captions], device=device()))
+        same = texts[:, None] == texts[None]
         loss = contrastive_loss(pictures, captions, scale, same)
         accuracy = same.gather(1, (pictures @ captions.t()).argmax(-1, keepdim=True)).float().mean()
         metrics = {"loss": loss.item(), "retrieval_accuracy": accuracy.item()}

@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class FeatureCache:
-    """`encode` [batch, 3, H, W] to [batch, patch, width], remembered by sample key up to `budget` bytes."""
+    """`encode`, from sample keys and pixels [batch, 3, H, W] to [batch, patch, width], remembered by key up to `budget` bytes."""
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], budget: int) -> None:
+    def __init__(self, encode: Callable[[Sequence[str], Tensor], Tensor], budget: int) -> None:
         self.encode = encode
         self.budget = budget
         self._features: dict[str, Tensor] = {}
@@ -20,7 +20,11 @@ class FeatureCache:
     def __call__(self, keys: Sequence[str], pixel_values: Tensor) -> Tensor:
         """Features [batch, patch, width] of the images `keys`, whose pixels are at hand for those not remembered."""
         unknown = [index for index, key in enumerate(keys) if key not in self._features]
-        fresh = dict(zip(unknown, self.encode(pixel_values[unknown]), strict=True)) if unknown else {}
+        fresh = (
+            dict(zip(unknown, self.encode([keys[index] for index in unknown], pixel_values[unknown]), strict=True))
+            if unknown
+            else {}
+        )
         for index, features in fresh.items():
             size = features.numel() * features.element_size()
             if size <= self.budget:

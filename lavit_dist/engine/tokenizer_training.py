@@ -16,8 +16,8 @@ from lavit_dist.data.pairs import PairBatches
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache
 from lavit_dist.models.selector import gumbel_noise
-from lavit_dist.models.visual_tokenizer import Reconstruction, VisualTokenizer, rate_loss, reconstruction_loss
-from lavit_dist.parallel.distributed import device, mean_over_ranks, rank, world_size
+from lavit_dist.models.visual_tokenizer import Reconstruction, VisualTokenizer, guidance_loss, rate_loss, reconstruction_loss
+from lavit_dist.parallel.distributed import device, matmul_precision, mean_over_ranks, rank, world_size
 
 logger = logging.getLogger(__name__)
 HITS = "codebook_hits"
@@ -30,7 +30,7 @@ class TokenizerTraining:
         self.config = config
         self.batches = batches
         self.tokenizer = tokenizer.to(device())
-        self.features = FeatureCache(tokenizer.encode, config.feature_cache_bytes)
+        self.features = FeatureCache(lambda _, pixel_values: tokenizer.encode(pixel_values), config.feature_cache_bytes)
         self.engine = DataParallelEngine(
             self.tokenizer,
             optimizer=config.optimizer,
@@ -44,9 +44,14 @@ class TokenizerTraining:
             self._initialise_codebook(step)
         features = self._features(step)
         quantize = step >= config.quantize_from
-        out = self.engine.module(features, self._noise(step, features), temperature=config.gumbel_temperature, quantize=quantize)
+        with matmul_precision(config.precision):
+            out = self.engine.module(
+                features, self._noise(step, features), temperature=config.gumbel_temperature, quantize=quantize
+            )
         reconstruction = reconstruction_loss(features, out.features)
         loss = reconstruction + config.rate_weight * rate_loss(out.keep_mask, config.keep_ratio)
+        if config.selector_guidance:
+            loss = loss + config.selector_guidance * guidance_loss(features, out, config.keep_ratio)
         if out.quantized is not None and config.commitment_cost:
             committed = (out.quantized.unit - self.tokenizer.quantizer.embedding(out.quantized.codes)).square().sum(-1).mean()
             loss = loss + config.commitment_cost * committed

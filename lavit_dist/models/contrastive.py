@@ -23,10 +23,10 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         self.vision = vision
         self.text = text
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_TEMPERATURE)))
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / INITIAL_TEMPERATURE)))
 
     def forward(self, pixel_values: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit embeddings of pictures and of captions [batch, head_out], and the scale of their products, a scalar."""
+        """Unit embeddings of pictures and of captions [batch, head_out], and the scale [1] of their products."""
         scale = self.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
         pictures = F.normalize(self.vision.embed(pixel_values), dim=-1)
         return pictures, F.normalize(self.text(ids, mask), dim=-1), scale

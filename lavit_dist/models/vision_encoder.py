@@ -83,5 +83,8 @@ class VisionEncoder(nn.Module):
         return self(pixel_values)[:, 1:]
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """The contrastive embedding [batch, head_out], not normalised: `head` of the normalised class token."""
-        return self.head(self.norm(self(pixel_values)[:, 0]))
+        """The contrastive embedding [batch, head_out], not normalised: `head` of the mean normalised patch feature.
+
+        The mean, not the class token, so that contrastive training shapes the very features that the tokenizer reads.
+        """
+        return self.head(self.norm(self.patch_features(pixel_values)).mean(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from lavit_dist.models.tokenizer_decoder import HighResolutionTokenizerDecoder, 
 from lavit_dist.models.vision_encoder import VisionEncoder
 
 INIT_STD = 0.02
-"""Standard deviation of the released modules' truncated-normal initial weights."""
+RELEASED_WIDTH = 1408
+"""Standard deviation of the released modules' truncated-normal initial weights, and the width that it belongs to."""
 
 
 class TokenizedImages(NamedTuple):
@@ -34,6 +36,8 @@ class Reconstruction(NamedTuple):
 
     features: Tensor
     """Reconstructed patch features [batch, patch, width]."""
+    log_probs: Tensor
+    """The selector's log-probabilities [batch, patch, 2]."""
     keep_mask: Tensor
     """[batch, patch] of zeros and ones with a straight-through gradient."""
     kept_vectors: Tensor
@@ -126,7 +130,8 @@ class VisualTokenizer(nn.Module):
         Every position is computed and masks say what is kept, so that the gradient of the reconstruction reaches the selector
         both through the merger's masks and through the decoder's.
         """
-        keep_mask = select_straight_through(self.selector(features), gumbel_noise, temperature)
+        log_probs = self.selector(features)
+        keep_mask = select_straight_through(log_probs, gumbel_noise, temperature)
         vectors = self.tokenizer_encoder.encode_task_layer(self.merger(features, keep_mask))
         kept = keep_mask.detach() > 0
         kept_vectors = vectors[kept]
@@ -134,7 +139,7 @@ class VisualTokenizer(nn.Module):
         unit = quantized.vectors if quantized else F.normalize(kept_vectors.float(), dim=-1)
         memory = torch.zeros_like(vectors, dtype=unit.dtype).masked_scatter(kept[..., None], unit)
         dropped = F.normalize(vectors.float(), dim=-1) * ~kept[..., None]
-        return Reconstruction(self.decoder(memory + dropped, keep_mask), keep_mask, kept_vectors.detach(), quantized)
+        return Reconstruction(self.decoder(memory + dropped, keep_mask), log_probs, keep_mask, kept_vectors.detach(), quantized)
 
 
 def reconstruction_loss(target: Tensor, reconstructed: Tensor) -> Tensor:
@@ -147,13 +152,54 @@ def rate_loss(keep_mask: Tensor, target_keep_ratio: float) -> Tensor:
     return (target_keep_ratio - keep_mask.mean()).square()
 
 
+def guidance_loss(target: Tensor, out: Reconstruction, target_keep_ratio: float) -> Tensor:
+    """Cross-entropy of dropped patches' keep probabilities against what their reconstruction error asks for, a scalar.
+
+    A patch [batch, patch, width] that was dropped and came back badly should have been kept. Squared errors, scaled to a mean of
+    `target_keep_ratio` over the batch, are the probabilities to aim at: an image with more to tell gets more tokens.
+    """
+    dropped = out.keep_mask.detach() == 0
+    error = (1 - F.cosine_similarity(target.float(), out.features.detach().float(), dim=-1)).square()[dropped]
+    wanted = (target_keep_ratio * error / error.mean()).clamp(max=1)
+    keep, drop = out.log_probs[dropped].unbind(-1)
+    return -(wanted * keep + (1 - wanted) * drop).mean()
+
+
 def initialise(module: nn.Module) -> None:
-    """Truncated-normal weights, zero biases and unit norms, as the released code initialises them."""
+    """Truncated-normal weights, zero biases and unit norms.
+
+    The released code takes a deviation of 0.02 at 1,408 channels. Scaled with the fan-in it is the same there and lets a signal
+    through narrow layers too, where 0.02 would all but stop it.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(part.weight, std=INIT_STD)
+            nn.init.trunc_normal_(part.weight, std=INIT_STD * (RELEASED_WIDTH / part.weight[0].numel()) ** 0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         for name, parameter in part.named_parameters(recurse=False):
-            if name.endswith(("_embed", "_token", "positional_embedding")):
+            if name in ("pos_embed", "query_embed"):
+                parameter.data.copy_(
+                    _sines(parameter.shape[1], parameter.shape[2], isinstance(part, VisionEncoder) or name == "query_embed")
+                )
+            elif name.endswith(("_token", "positional_embedding")):
                 nn.init.trunc_normal_(parameter, std=INIT_STD)
+
+
+def _sines(count: int, width: int, planar: bool) -> Tensor:
+    """Embeddings [count, width] of places: sines and cosines of the rank, or of row and column in a square grid (as MAE starts).
+
+    Learned from there on. One place more than a square is the class token's, which gets none.
+    """
+    side = math.isqrt(count)
+    ranks = torch.arange(count, dtype=torch.float32)
+    if not planar:
+        return _waves(ranks, width)
+    grid = torch.arange(side * side)
+    places = torch.cat([_waves((grid // side).float(), width // 2), _waves((grid % side).float(), width // 2)], dim=-1)
+    return torch.cat([places.new_zeros(count - side * side, width), places])
+
+
+def _waves(positions: Tensor, width: int) -> Tensor:
+    frequencies = 10000.0 ** (-torch.arange(width // 2) / (width // 2))
+    angles = positions[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -55,6 +55,11 @@ def init_distributed(num_threads: int | None = None) -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT)
 
 
+def matmul_precision(precision: str) -> torch.autocast:
+    """The context in which a forward pass multiplies matrices in `bf16`, or leaves everything in `fp32`."""
+    return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def barrier() -> None:
     """Waits for every process of the run."""
     if dist.is_initialized():
@@ -77,6 +82,15 @@ def gather_with_gradient(local: torch.Tensor) -> torch.Tensor:
     from torch.distributed.nn.functional import all_gather
 
     return torch.cat(all_gather(local))
+
+
+def gather(local: torch.Tensor) -> torch.Tensor:
+    """The rows of every rank [rank x batch, ...] in rank order, without gradients."""
+    if world_size() == 1:
+        return local
+    parts = [torch.empty_like(local) for _ in range(world_size())]
+    dist.all_gather(parts, local)
+    return torch.cat(parts)
 
 
 def seed_everything(seed: int) -> None:
