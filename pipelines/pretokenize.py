@@ -182,7 +182,7 @@ def _write_manifests(jobs: Sequence[ShardJob], done: Mapping[str, ShardRecord]) 
             records = [done[name] for name in of_split]
             manifest = write_manifest(folder, records)
             logger.info(
-                "%s: %d documents of %d images, %.1f codes per image, %d quarantined, fingerprint %s",
+                "%s: %d documents of %d images, %.1f codes per document, %d quarantined, fingerprint %s",
                 folder,
                 sum(record.documents for record in records),
                 sum(record.images for record in records),
