@@ -84,7 +84,7 @@ class _Planner:
         overrides += getattr(self.config.overrides, name)
         preset = Path(self.config.presets) / f"{name}.yaml"
         try:
-            resolved = load_config(cls, preset, overrides)
+            resolved: Any = load_config(cls, preset, overrides)
         except UserError as error:
             raise UserError(f"Stage {name}: {error}") from error
         return Stage(

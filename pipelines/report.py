@@ -26,6 +26,8 @@ from pipelines.report_scores import score_rows, scores_note
 
 logger = logging.getLogger(__name__)
 REPORT = "report.html"
+FOLDERS = ("pairs", "text_tokenizer", "tower", "tokenizer", "ids", "pretrain", "decoder", "evaluation")
+"""Where the stages put what they make, in their order."""
 CURVES = {
     "tower": {"Vision tower: contrastive loss": {"loss": "loss"}},
     "tokenizer": {
@@ -60,7 +62,7 @@ def collect(root: Path, num_shown: int) -> Page:
         f" together. lavit_dist {__version__}, torch {torch.__version__}.",
         training=list(_curves(root)),
         stages=[*rows, StageRow("in all", clock(total), gigabytes(peak), "")] if rows else [],
-        settings=[Settings(path.parent.name, path.read_text()) for path in sorted(root.glob("*/config.yaml"))],
+        settings=[Settings(name, path.read_text()) for name in FOLDERS if (path := root / name / "config.yaml").exists()],
         **(_evaluation(results, results_file.parent, num_shown) if results else {}),
     )
 
@@ -126,7 +128,8 @@ def _seen(entry: Mapping[str, Any]) -> str:
 def _token_charts(results: Mapping[str, Any]) -> Iterator[Chart]:
     tokens = results["tokens"].get("heldout") or results["tokens"]["train"]
     yield Chart(histogram(tokens["histogram"], x="tokens", y="images"), f"Tokens of {tokens['images']} held-out images")
-    if groups := results.get("tokens_by_objects"):
+    if scores := results["scores"]:
+        groups = scores["tokens_by_objects"]
         chart = spread_chart({int(objects): counts for objects, counts in groups.items()}, x="objects in the image", y="tokens")
         yield Chart(chart, "Tokens by number of objects")
     counts = results["codes"]["counts"]

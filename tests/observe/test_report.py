@@ -80,6 +80,7 @@ def make_run(root: Path, *, with_truth: bool) -> None:
             "reconstruction": shares,
             "features": shares,
             "tokens_and_objects": 0.6,
+            "tokens_by_objects": {"1": [0, 0, 3, 0, 0], "2": [0, 0, 0, 2, 1]},
         }
         if with_truth
         else None,
