@@ -32,9 +32,6 @@ def tokenizer():
     torch.manual_seed(0)
     tokenizer = VisualTokenizer(CONFIG)
     initialise(tokenizer)
-    for parameter in tokenizer.parameters():  # away from the small initial values, so that differences would show
-        if parameter.requires_grad and parameter.dim() > 1:
-            parameter.data.mul_(4)
     return tokenizer
 
 
