@@ -60,10 +60,10 @@ def run(config: PretrainConfig) -> None:
 
 
 def open_batches(config: PretrainConfig) -> GlobalBatches:
-    """The training rows, after the checks that the ids are those of this run's tokenizers. Rank 0 also reads every shard's digest."""
+    """The training rows, after the checks that the ids are those of this run's tokenizers. Rank 0 makes those that read large files."""
     text_tokenizer = TextTokenizer.load(config.text_tokenizer)
     manifest = load_manifest(config.ids)
-    visual = tokenizer_digest(config.visual_tokenizer) if config.visual_tokenizer else None
+    visual = tokenizer_digest(config.visual_tokenizer) if config.visual_tokenizer and rank() == 0 else None
     manifest.check_tokenizers(visual_tokenizer=visual, text_tokenizer=text_tokenizer.digest)
     rows = RowDataset(
         config.ids,

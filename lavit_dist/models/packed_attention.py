@@ -77,7 +77,8 @@ def _variable_length(query: Tensor, key: Tensor, value: Tensor, documents: Packe
 def _bucketed(query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
     seq, batch, heads, channels = query.shape
     grouped = key.shape[2] != heads
-    flat = [t.reshape(seq * batch, -1) for t in (query, key, value)]
+    # Always in fp32: on a CPU the backward pass in bf16 is several times slower.
+    flat = [t.reshape(seq * batch, -1).float() for t in (query, key, value)]
     outputs = []
     for positions in documents.buckets:
         q, k, v = (
@@ -85,4 +86,4 @@ def _bucketed(query: Tensor, key: Tensor, value: Tensor, documents: PackedDocume
         )  # each [document, head, length, channel]
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         outputs.append(out.transpose(1, 2).reshape(-1, heads * channels))
-    return torch.cat(outputs).index_select(0, documents.unpack).view(seq, batch, heads * channels)
+    return torch.cat(outputs).index_select(0, documents.unpack).view(seq, batch, heads * channels).to(query.dtype)
