@@ -39,8 +39,12 @@ class TrainTokenizerConfig:
     commitment_cost: float = 0.0
     """Weight of the term that draws vectors to their codes; 0 as in Eq. 4."""
     selector_guidance: float = 0.0
-    """Weight of a term that draws each dropped patch's keep probability to its share of the reconstruction error (see
-    `guidance_loss`); 0 leaves Eq. 4 alone. A short training needs it: the gradient through sampled selections alone is noise there."""
+    """Weight, while the quantizer is off, of a term that draws each dropped patch's keep probability to its share of the
+    reconstruction error (see `guidance_loss`); 0 leaves Eq. 4 alone. A short training needs it: in a few hundred steps the gradient
+    through sampled selections alone is noise."""
+    freeze_selector: bool = False
+    """Stop the selector's learning when the quantizer is switched on, as the authors did by one of their accounts, with its bias set so
+    that the keep ratio is met exactly; False goes on with every module, as by the other (official issues 10 and 29)."""
     gumbel_temperature: float = 1.0
     """Temperature of the straight-through gradient of Eq. 1 (1 as in the released code)."""
     kmeans_batches: int = 8

@@ -17,7 +17,7 @@ from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache
 from lavit_dist.models.selector import gumbel_noise
 from lavit_dist.models.visual_tokenizer import Reconstruction, VisualTokenizer, guidance_loss, rate_loss, reconstruction_loss
-from lavit_dist.parallel.distributed import device, matmul_precision, mean_over_ranks, rank, world_size
+from lavit_dist.parallel.distributed import device, gather, matmul_precision, mean_over_ranks, rank, world_size
 
 logger = logging.getLogger(__name__)
 HITS = "codebook_hits"
@@ -40,17 +40,19 @@ class TokenizerTraining:
 
     def train_step(self, step: int) -> Mapping[str, float]:
         config = self.config
-        if step == config.quantize_from:
-            self._initialise_codebook(step)
-        features = self._features(step)
         quantize = step >= config.quantize_from
+        if quantize and config.freeze_selector:
+            self.tokenizer.selector.requires_grad_(False)
+        if step == config.quantize_from:
+            self._switch_quantizer_on(step)
+        features = self._features(step)
         with matmul_precision(config.precision):
             out = self.engine.module(
                 features, self._noise(step, features), temperature=config.gumbel_temperature, quantize=quantize
             )
         reconstruction = reconstruction_loss(features, out.features)
         loss = reconstruction + config.rate_weight * rate_loss(out.keep_mask, config.keep_ratio)
-        if config.selector_guidance:
+        if config.selector_guidance and not quantize:
             loss = loss + config.selector_guidance * guidance_loss(features, out, config.keep_ratio)
         if out.quantized is not None and config.commitment_cost:
             committed = (out.quantized.unit - self.tokenizer.quantizer.embedding(out.quantized.codes)).square().sum(-1).mean()
@@ -88,19 +90,22 @@ class TokenizerTraining:
         return torch.Generator().manual_seed(stable_hash(purpose, self.config.seed, step, rank()) >> 1)
 
     @torch.no_grad()
-    def _initialise_codebook(self, step: int) -> None:
-        """k-means over the vectors of the next batches, alike on every rank."""
+    def _switch_quantizer_on(self, step: int) -> None:
+        """k-means over the vectors of the next batches, and the frozen selector's bias, alike on every rank."""
+        config, tokenizer = self.config, self.tokenizer
+        ahead = [self._features(step + index) for index in range(config.kmeans_batches)]
+        if config.freeze_selector:
+            tokenizer.selector.calibrate(gather(torch.cat([tokenizer.selector(features) for features in ahead])), config.keep_ratio)
         vectors = []
-        for ahead in range(self.config.kmeans_batches):
-            features = self._features(step + ahead)
-            out = self.tokenizer(features, self._noise(step + ahead, features), temperature=1.0, quantize=False)
-            vectors.append(out.kept_vectors)
+        for index, features in enumerate(ahead):
+            noise = self._noise(step + index, features)
+            vectors.append(tokenizer(features, noise, temperature=config.gumbel_temperature, quantize=False).kept_vectors)
         if rank() == 0:
-            self.tokenizer.quantizer.initialise(torch.cat(vectors).cpu(), torch.Generator().manual_seed(self.config.seed))
+            tokenizer.quantizer.initialise(torch.cat(vectors).cpu(), torch.Generator().manual_seed(config.seed))
         if world_size() > 1:
-            dist.broadcast(self.tokenizer.quantizer.embedding.weight, 0)
-            dist.broadcast(self.tokenizer.quantizer.hits, 0)
-        logger.info("quantizer on: codebook initialised by k-means over %d batches", self.config.kmeans_batches)
+            dist.broadcast(tokenizer.quantizer.embedding.weight, 0)
+            dist.broadcast(tokenizer.quantizer.hits, 0)
+        logger.info("quantizer on: codebook initialised by k-means over %d batches", config.kmeans_batches)
 
     @torch.no_grad()
     def _move_codebook(self, out: Reconstruction, step: int) -> dict[str, float]:

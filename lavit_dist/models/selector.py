@@ -35,6 +35,18 @@ class TokenSelector(nn.Module):
         pooled = pooled.mean(dim=1, keepdim=True).expand_as(local)
         return self.out_conv(torch.cat([local, pooled], dim=-1))
 
+    @torch.no_grad()
+    def calibrate(self, log_probs: Tensor, keep_ratio: float) -> None:
+        """Shifts the bias of "keep" so that the mean keep probability over `log_probs` [..., 2], which it gave, is `keep_ratio`."""
+        margin = (log_probs[..., KEEP] - log_probs[..., 1 - KEEP]).double()
+        low, high = -50.0, 50.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if torch.sigmoid(margin + middle).mean() > keep_ratio else (middle, high)
+        last = self.out_conv[4]
+        assert isinstance(last, nn.Linear)
+        last.bias[KEEP] += low
+
 
 def select(log_probs: Tensor, gumbel_noise: Tensor | None) -> Tensor:
     """The keep mask [batch, patch] of bools: arg-max of log-probabilities [batch, patch, 2] plus noise, or of them alone."""

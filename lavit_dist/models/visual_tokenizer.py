@@ -21,6 +21,9 @@ INIT_STD = 0.02
 RELEASED_WIDTH = 1408
 """Standard deviation of the released modules' truncated-normal initial weights, and the width that it belongs to."""
 
+SCALINGS = 8
+"""Times that `guidance_loss` scales probabilities to their mean, since those cut at 1 lower it."""
+
 
 class TokenizedImages(NamedTuple):
     """Codes of a batch of images."""
@@ -155,12 +158,14 @@ def rate_loss(keep_mask: Tensor, target_keep_ratio: float) -> Tensor:
 def guidance_loss(target: Tensor, out: Reconstruction, target_keep_ratio: float) -> Tensor:
     """Cross-entropy of dropped patches' keep probabilities against what their reconstruction error asks for, a scalar.
 
-    A patch [batch, patch, width] that was dropped and came back badly should have been kept. Squared errors, scaled to a mean of
-    `target_keep_ratio` over the batch, are the probabilities to aim at: an image with more to tell gets more tokens.
+    A patch [batch, patch, width] that was dropped and came back badly should have been kept. Cubed errors, scaled to probabilities
+    with a mean of `target_keep_ratio` over the batch, are what to aim at: an image with more to tell gets more tokens.
     """
     dropped = out.keep_mask.detach() == 0
-    error = (1 - F.cosine_similarity(target.float(), out.features.detach().float(), dim=-1)).square()[dropped]
-    wanted = (target_keep_ratio * error / error.mean()).clamp(max=1)
+    error = (1 - F.cosine_similarity(target.float(), out.features.detach().float(), dim=-1)).pow(3)[dropped]
+    wanted = error / error.mean() * target_keep_ratio
+    for _ in range(SCALINGS):
+        wanted = (wanted * target_keep_ratio / wanted.mean()).clamp(max=1)
     keep, drop = out.log_probs[dropped].unbind(-1)
     return -(wanted * keep + (1 - wanted) * drop).mean()
 
