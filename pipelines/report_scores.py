@@ -23,7 +23,7 @@ def scores_note(results: Mapping[str, Any]) -> str:
             " Sizes and steps are those of a short demonstration."
         )
     return (
-        "Held-out images show combinations of colour and shape that no training pair has. Pictures are judged by a probe: a small"
+        "Held-out images show combinations of attributes that no training pair has. Pictures are judged by a probe: a small"
         f" classifier over the vision tower's features, trained on real training images. On {len(results['captions'])} real held-out"
         f" images the probe itself names colour and shape of the main object right in {_percent(scores['probe']['all'])}."
     )
@@ -62,18 +62,16 @@ def _procedural_rows(results: Mapping[str, Any]) -> list[Score]:
     drawn, rebuilt = len(results["text_to_image"]), len(results["reconstruction"])
     return [
         _share_row(
-            "Captions: colour and shape right",
+            "Captions: colour and shape of the main object right",
             captions["all"],
             CAPTIONS,
-            f"main object of {len(results['captions'])} held-out images; colour {_percent(captions['colour'])}, shape"
+            f"{len(results['captions'])} held-out images; colour {_percent(captions['colour'])}, shape"
             f" {_percent(captions['shape'])}; position {_percent(captions['position'])} of {captions['position_stated']} that state it,"
             f" count {_percent(captions['count'])} of {captions['count_stated']}",
         ),
+        _judged_row("Drawn pictures: the same", scores["text_to_image"], probe, PICTURES, f"{drawn} held-out prompts"),
         _judged_row(
-            "Drawn pictures: colour and shape right", scores["text_to_image"], probe, PICTURES, f"{drawn} held-out prompts"
-        ),
-        _judged_row(
-            "Reconstructions: colour and shape right",
+            "Reconstructions: the same",
             scores["reconstruction"],
             probe,
             RECONSTRUCTIONS,

@@ -104,7 +104,7 @@ def test_the_whole_page_needs_nothing_outside_itself(tmp_path: Path, with_truth:
     assert "url(" not in page
     assert "&lt;script&gt;" in page
     assert ("seen: red square" in page) == with_truth
-    assert ("Captions: colour and shape right" in page) == with_truth
+    assert ("Captions: colour and shape of the main object right" in page) == with_truth
     assert "1:05" in page
     assert "Share of patches kept" in page
 
