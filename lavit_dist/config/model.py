@@ -159,6 +159,8 @@ class PixelDecoderConfig:
     """Channels at each resolution, finest first."""
     layers_per_block: int = 2
     """Residual blocks at each resolution."""
+    cross_attention: tuple[bool, ...] = (True, True, True, False)
+    """Which resolutions attend to the condition, finest first; the middle block always does."""
     attention_head_dim: int = 8
     """diffusers' `attention_head_dim` (for SD 1.5: the number of heads, by a misnomer of that library)."""
     norm_num_groups: int = 32
@@ -171,12 +173,37 @@ class PixelDecoderConfig:
     """Channels of a latent; 3 x latent_factor squared for `pixel_unshuffle`."""
     vae: str | None = None
     """Folder of a diffusers AutoencoderKL, for `latent: vae`."""
+    concatenate_condition: bool = False
+    """Also lay the condition over the latent, each patch's channels at its place, as further input channels (Palette, arXiv
+    2111.05826). A new U-Net otherwise spends thousands of steps on where each feature belongs; a pretrained one has no such input."""
+    identity_start: bool = False
+    """Start a new U-Net as nearly the identity, which already is a fair guess of the noise; for short trainings."""
     num_train_timesteps: int = 1000
     """Noise levels of the forward process (DDPM)."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
     """Noise schedule; `scaled_linear` is that of Stable Diffusion."""
+    beta_start: float = 0.00085
+    """Noise added by the first step of the schedule (Stable Diffusion's); `squaredcos_cap_v2` has no use for it."""
+    beta_end: float = 0.012
+    """Noise added by the last step of the schedule (Stable Diffusion's); `squaredcos_cap_v2` has no use for it."""
 
     def validate(self) -> None:
+        levels = len(self.block_out_channels)
+        check(
+            len(self.cross_attention) == levels,
+            f"model.cross_attention has {len(self.cross_attention)} entries, but model.block_out_channels has {levels}; give one each.",
+        )
+        for channels in self.block_out_channels:
+            check(
+                channels % self.norm_num_groups == 0 and channels % self.attention_head_dim == 0,
+                f"model.block_out_channels {channels} must be a multiple of model.norm_num_groups {self.norm_num_groups}"
+                f" and of model.attention_head_dim {self.attention_head_dim}.",
+            )
+        check(
+            not self.identity_start or self.block_out_channels[0] >= 2 * self.latent_channels,
+            f"model.identity_start needs model.block_out_channels[0] {self.block_out_channels[0]} to be at least"
+            f" 2 x latent_channels = {2 * self.latent_channels}.",
+        )
         if self.latent == "pixel_unshuffle":
             channels = 3 * self.latent_factor**2
             check(

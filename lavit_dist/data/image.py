@@ -58,15 +58,19 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.to(torch.float32) / 255 - mean) / std
 
 
+def denormalise(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Undoes `normalise`: [..., 3, H, W] to shares of full intensity, 0 to 1 for what was a picture."""
+    return pixel_values * _channels(IMAGE_STD).to(pixel_values) + _channels(IMAGE_MEAN).to(pixel_values)
+
+
 def preprocess(image: Image.Image, size: int) -> torch.Tensor:
     """The tower's input: bicubic squash to [3, size, size], then CLIP's mean and deviation, float32."""
     return normalise(resize(image, size))
 
 
 def to_image(pixel_values: torch.Tensor) -> Image.Image:
-    """Undoes `normalise` for one picture [3, H, W]; values out of range are clipped."""
-    values = pixel_values.detach().to(torch.float32).cpu() * _channels(IMAGE_STD) + _channels(IMAGE_MEAN)
-    pixels = (values * 255).round().clamp(0, 255).to(torch.uint8)
+    """One normalised picture [3, H, W] as an image; values out of range are clipped."""
+    pixels = (denormalise(pixel_values.detach().float().cpu()) * 255).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 

@@ -1,0 +1,75 @@
+"""Settings of pixel decoder training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lavit_dist.config.base import config
+from lavit_dist.config.model import PixelDecoderConfig
+from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.errors import check
+
+
+@config
+class TrainDecoderConfig:
+    """Trains the diffusion U-Net that paints an image from what the visual tokenizer reconstructs of it (Eq. 5 of the paper)."""
+
+    run_dir: str
+    """Folder of the run."""
+    pairs: str
+    """Folder of tars of image-text pairs; only the images are used."""
+    tokenizer: str
+    """Folder that holds visual_tokenizer/, the frozen visual tokenizer; its `unet_proj` is trained here."""
+    model: PixelDecoderConfig
+    """Sizes of the U-Net and its noise schedule."""
+    initial_unet: str | None = None
+    """Folder of a diffusers U-Net to start from, such as stable-diffusion-v1-5/unet; None starts from random weights."""
+    image_size: int = 512
+    """Height and width of the painted image, pixels (512 for Stable Diffusion 1.5)."""
+    seed: int = 0
+    """Seed of weights, data order, patch selection and diffusion noise."""
+    total_steps: int = 20_000
+    """Optimizer steps (20,000 in the paper)."""
+    global_batch_size: int = 128
+    """Images per step over all ranks (128 in Video-LaVIT, table 8; LaVIT doesn't say)."""
+    condition_dropout: float = 0.1
+    """Share of images whose condition is zeros, for classifier-free guidance."""
+    loss_weighting: Literal["epsilon", "min_snr"] = "epsilon"
+    """Weight of a noise level in the squared error of the noise: 1 (Eq. 5), or min(SNR, snr_gamma) / SNR (arXiv 2303.09556)."""
+    snr_gamma: float = 5.0
+    """Largest weight in terms of the image's error, for `min_snr`."""
+    ema_decay: float = 0.9999
+    """Weight of the past in the moving average of the weights, which is the product; 0 publishes the last weights."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Type of the U-Net's matrix products (autocast); weights, optimizer and loss are fp32."""
+    zero_stage: Literal[0, 1] = 0
+    """DeepSpeed ZeRO: 1 spreads the optimizer's averages over the ranks."""
+    feature_cache_bytes: int = 1 << 30
+    """Memory per rank for the frozen features of images already seen, bytes."""
+    max_pixels: int = 89_478_485
+    """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are passed over."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5, betas=(0.9, 0.99), weight_decay=0.001, warmup_steps=1000)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    num_threads: int | None = None
+    """CPU threads per process; None leaves torch's choice."""
+
+    @property
+    def latent_size(self) -> int:
+        """Positions of the latent along one side."""
+        return self.image_size // self.model.latent_factor
+
+    def validate(self) -> None:
+        smallest = self.model.latent_factor * 2 ** (len(self.model.block_out_channels) - 1)
+        check(
+            self.image_size % smallest == 0,
+            f"image_size {self.image_size} is not a multiple of {smallest}, which model.latent_factor and the number of"
+            " model.block_out_channels ask for; choose a multiple.",
+        )
+        check(0 <= self.condition_dropout < 1, f"condition_dropout {self.condition_dropout} must be at least 0 and below 1.")
+        check(0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay} must be at least 0 and below 1.")
+        check(self.snr_gamma > 0, f"snr_gamma {self.snr_gamma} must be above 0.")
+        check(
+            self.initial_unet is None or not self.model.identity_start,
+            "model.identity_start is for a new U-Net, but initial_unet is given; turn one of them off.",
+        )

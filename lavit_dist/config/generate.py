@@ -1,0 +1,68 @@
+"""Settings of generation: captions, pictures, reconstructions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lavit_dist.config.base import config
+from lavit_dist.errors import check
+
+
+@config
+class SamplingConfig:
+    """How tokens are chosen and images painted."""
+
+    seed: int = 0
+    """Seed of patch selection, of sampled codes and of the diffusion's starting noise."""
+    num_beams: int = 2
+    """Beams of a caption's search (2 in the released code); 1 is greedy."""
+    max_caption_tokens: int = 64
+    """Longest caption, tokens."""
+    guidance_scale: float = 2.0
+    """Weight of the prompt against the bare [IMG] in the logits of codes, Eq. 7 (2.0 in the paper); 1 turns guidance off."""
+    temperature: float = 1.0
+    """Divides the logits of codes before sampling (1.0 in the paper)."""
+    top_k: int = 200
+    """Codes are sampled from this many of the most probable (200 in the paper); 0 takes all."""
+    top_p: float = 1.0
+    """Codes are sampled from the most probable ones that hold this share of the probability."""
+    num_inference_steps: int = 25
+    """DDIM steps (25 in the released code)."""
+    decoder_guidance_scale: float = 1.5
+    """Weight of the features against none in the painted noise (1.5 in the released evaluation); 1 turns guidance off."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Type of the U-Net's matrix products (autocast)."""
+    batch_size: int = 32
+    """Items per forward pass."""
+    num_threads: int | None = None
+    """CPU threads; None leaves torch's choice."""
+
+    def validate(self) -> None:
+        for name in ("num_beams", "max_caption_tokens", "num_inference_steps", "batch_size"):
+            check(getattr(self, name) >= 1, f"{name} {getattr(self, name)} must be at least 1.")
+        for name in ("guidance_scale", "decoder_guidance_scale"):
+            check(getattr(self, name) >= 1, f"{name} {getattr(self, name)} must be at least 1, which turns guidance off.")
+        check(self.temperature > 0, f"temperature {self.temperature} must be above 0.")
+        check(self.top_k >= 0, f"top_k {self.top_k} must not be negative; 0 takes all codes.")
+        check(0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1.")
+
+
+@config
+class GenerateConfig(SamplingConfig):
+    """Captions, draws or reconstructs what the command line names."""
+
+    decoder: str | None = None
+    """Folder of a trained pixel decoder (train_decoder's RUN_DIR/model); drawing and reconstructing need it."""
+    tokenizer: str | None = None
+    """Folder that holds visual_tokenizer/; None takes the one beside the decoder."""
+    language_model: str | None = None
+    """Folder of a trained language model (pretrain's RUN_DIR/model); captioning and drawing need it."""
+    out: str = "generated"
+    """Folder that pictures, captions.jsonl, captions.txt and contact_sheet.png are written to."""
+
+    def validate(self) -> None:
+        super().validate()
+        check(
+            self.tokenizer is not None or self.decoder is not None,
+            "Neither tokenizer nor decoder is set; give tokenizer=FOLDER for captions, decoder=FOLDER for pictures.",
+        )

@@ -1,0 +1,140 @@
+"""Training of the pixel decoder: the U-Net learns to see the noise in an image, given what the frozen tokenizer makes of it (Eq. 5)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from lavit_dist.config.decoder import TrainDecoderConfig
+from lavit_dist.data.hashing import stable_hash
+from lavit_dist.data.image import denormalise
+from lavit_dist.data.pairs import PairBatches
+from lavit_dist.engine.data_parallel import DataParallelEngine
+from lavit_dist.engine.feature_cache import FeatureCache
+from lavit_dist.models.pixel_decoder import Latents, PixelDecoder
+from lavit_dist.models.selector import keyed_gumbel_noise
+from lavit_dist.models.visual_tokenizer import VisualTokenizer
+from lavit_dist.parallel.distributed import device, matmul_precision, mean_over_ranks, rank, world_size
+
+AVERAGES = "averaged_weights"
+AVERAGE_WARMUP = 10.0
+"""Steps after which the moving average of the weights starts to forget its beginning slowly, as in diffusers' EMAModel."""
+
+
+class Draws(NamedTuple):
+    """The randomness of one rank's share of a step."""
+
+    timesteps: Tensor
+    """[batch], int64, 0 .. num_train_timesteps - 1."""
+    noise: Tensor
+    """[batch, channel, height, width], standard normal."""
+    dropped: Tensor
+    """[batch] bools: whose condition is dropped."""
+
+
+class DecoderTraining:
+    """A `Trainable`: the U-Net and `unet_proj` by gradient, and a moving average of both, which is the product."""
+
+    def __init__(
+        self,
+        config: TrainDecoderConfig,
+        decoder: PixelDecoder,
+        latents: Latents,
+        scheduler: DDIMScheduler,
+        tokenizer: VisualTokenizer,
+        batches: PairBatches,
+    ) -> None:
+        self.config = config
+        self.batches = batches
+        self.latents = latents
+        self.scheduler = scheduler
+        self.tokenizer = tokenizer.to(device())
+        self.decoder = decoder.to(device())
+        self.features = FeatureCache(self._reconstruct, config.feature_cache_bytes)
+        self.averaged = copy.deepcopy(self.decoder).requires_grad_(False)
+        self.snr = signal_to_noise(scheduler).to(device())
+        self.engine = DataParallelEngine(
+            _Denoising(self.decoder),
+            optimizer=config.optimizer,
+            total_steps=config.total_steps,
+            micro_batch_size=config.global_batch_size // world_size(),
+            zero_stage=config.zero_stage,
+        )
+
+    def train_step(self, step: int) -> Mapping[str, float]:
+        batch = self.batches.batch(step)
+        pixel_values = batch.pixel_values.to(device())
+        features = self.features(batch.keys, pixel_values)
+        clean = self.latents.encode(2 * denormalise(pixel_values) - 1)
+        draws = draw(step, clean.shape, self.config)
+        timesteps, noise, dropped = (part.to(device()) for part in draws)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        with matmul_precision(self.config.precision):
+            predicted = self.engine.module(noisy, timesteps, features, dropped)
+        error = (predicted - noise).square().mean((1, 2, 3))
+        loss = (error * self._weights(timesteps)).mean()
+        metrics = mean_over_ranks({"loss": loss.item(), "noise_error": error.mean().item()})
+        metrics |= self.engine.step(loss)
+        self._average(step)
+        return metrics | {"images": float(self.config.global_batch_size)}
+
+    def product(self) -> PixelDecoder:
+        """The decoder to publish."""
+        return self.averaged if self.config.ema_decay else self.decoder
+
+    def save(self, folder: Path) -> None:
+        self.engine.save(folder, {AVERAGES: self.averaged.state_dict()})
+
+    def load(self, folder: Path) -> None:
+        self.averaged.load_state_dict(self.engine.load(folder)[AVERAGES])
+
+    def _reconstruct(self, keys: Sequence[str], pixel_values: Tensor) -> Tensor:
+        """Features [batch, patch, width] that the tokenizer makes of its own codes; each image's selection noise follows its key."""
+        encoder = self.tokenizer.config.encoder
+        noise = keyed_gumbel_noise(keys, encoder.num_patches, self.config.seed)
+        if pixel_values.shape[-1] != encoder.image_size:
+            pixel_values = F.interpolate(pixel_values, size=encoder.image_size, mode="bicubic", antialias=True)
+        return self.tokenizer.reconstruct(self.tokenizer.tokenize(pixel_values, noise.to(pixel_values.device)).codes)
+
+    def _weights(self, timesteps: Tensor) -> Tensor:
+        if self.config.loss_weighting == "epsilon":
+            return torch.ones_like(timesteps, dtype=torch.float32)
+        snr = self.snr[timesteps]
+        return snr.clamp_max(self.config.snr_gamma) / snr
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        decay = min(self.config.ema_decay, (1 + step) / (AVERAGE_WARMUP + step))
+        torch._foreach_lerp_(list(self.averaged.parameters()), [p.detach() for p in self.decoder.parameters()], 1 - decay)
+
+
+class _Denoising(nn.Module):
+    """The one forward call that DeepSpeed's engine wraps."""
+
+    def __init__(self, decoder: PixelDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, features: Tensor, dropped: Tensor) -> Tensor:
+        return self.decoder(noisy, timesteps, self.decoder.condition(features, dropped))
+
+
+def draw(step: int, shape: torch.Size, config: TrainDecoderConfig) -> Draws:
+    """A pure function of the seed, the step and the rank, so that a resumed run draws the same."""
+    generator = torch.Generator().manual_seed(stable_hash("diffusion", config.seed, step, rank()) >> 1)
+    timesteps = torch.randint(config.model.num_train_timesteps, shape[:1], generator=generator)
+    noise = torch.randn(shape, generator=generator)
+    dropped = torch.rand(shape[:1], generator=generator) < config.condition_dropout
+    return Draws(timesteps, noise, dropped)
+
+
+def signal_to_noise(scheduler: DDIMScheduler) -> Tensor:
+    """The ratio of signal to noise power at each timestep, fp32 [timestep]."""
+    return scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)

@@ -1,0 +1,140 @@
+"""The trained language model at work: codes to captions, and prompts to codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavit_dist.checkpoint.hf import LAVIT
+from lavit_dist.config.generate import SamplingConfig
+from lavit_dist.data.text_tokenizer import TextTokenizer
+from lavit_dist.data.vocabulary import Vocabulary
+from lavit_dist.errors import UserError, check
+
+SHORTEST_IMAGE, LONGEST_IMAGE = 20 / 256, 1.0
+"""Fewest and most codes of a drawn image, as shares of its patches. 20 of 256 is the released code's minimum; its maximum of 200 would
+forbid images that training had in full."""
+
+
+class LanguageModel:
+    """A `LlamaForCausalLM` over text and visual codes, with its vocabulary and text tokenizer."""
+
+    def __init__(
+        self, model: Any, text_tokenizer: TextTokenizer, vocabulary: Vocabulary, num_patches: int, batch_size: int
+    ) -> None:
+        self.model = model
+        self.text_tokenizer = text_tokenizer
+        self.vocabulary = vocabulary
+        self.num_patches = num_patches
+        self.batch_size = batch_size
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, visual_tokenizer_digest: str, num_patches: int, batch_size: int, device: torch.device
+    ) -> LanguageModel:
+        """Reads the product of pretrain. Raises `UserError` when it is missing, unreadable, or of another visual tokenizer."""
+        folder = Path(folder)
+        facts = _read_sidecar(folder)
+        check(
+            facts["visual_tokenizer_digest"] == visual_tokenizer_digest,
+            f"The language model in {folder} was trained on the codes of the visual tokenizer {facts['visual_tokenizer_digest'][:16]},"
+            f" but the one given is {visual_tokenizer_digest[:16]}; give the tokenizer that its ids were made with.",
+        )
+        text_tokenizer = TextTokenizer.load(folder)
+        vocabulary = Vocabulary(facts["text_size"], facts["codebook_size"])
+        from transformers import LlamaForCausalLM
+
+        try:
+            model = LlamaForCausalLM.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{folder} can't be read as a LlamaForCausalLM ({reason}); name RUN_DIR/model of a pretrain run."
+            ) from error
+        check(
+            model.config.vocab_size == vocabulary.padded_size,
+            f"The language model in {folder} has {model.config.vocab_size} embeddings, but its {LAVIT} asks for"
+            f" {vocabulary.padded_size}; export it again.",
+        )
+        return cls(model.to(device).eval(), text_tokenizer, vocabulary, num_patches, batch_size)
+
+    def caption(self, codes: Sequence[Tensor], sampling: SamplingConfig) -> list[str]:
+        """A caption of one line per image, by beam search over text ids alone, given its codes [token]."""
+        words = self.vocabulary
+        prompts = [[words.image_start, *(image + words.code_offset).tolist(), words.image_end] for image in codes]
+        settings = {
+            "max_new_tokens": sampling.max_caption_tokens,
+            "min_new_tokens": 1,
+            "num_beams": sampling.num_beams,
+            "do_sample": False,
+            "eos_token_id": self.text_tokenizer.eos_id,
+            "suppress_tokens": list(range(words.text_size, words.padded_size)),
+        }
+        return [" ".join(self.text_tokenizer.decode(ids).split()) for ids in self._generate(prompts, settings)]
+
+    def draw(self, prompts: Sequence[str], sampling: SamplingConfig) -> list[Tensor]:
+        """The codes [token] of an image per prompt, sampled with classifier-free guidance (Eq. 7).
+
+        logits = logits([IMG]) + guidance_scale x (logits(prompt [IMG]) - logits([IMG])). Only codes and [/IMG] can follow [IMG].
+        """
+        words = self.vocabulary
+        settings = {
+            "max_new_tokens": max(1, round(LONGEST_IMAGE * self.num_patches)),
+            "min_new_tokens": max(1, round(SHORTEST_IMAGE * self.num_patches)),
+            "guidance_scale": sampling.guidance_scale,
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "eos_token_id": words.image_end,
+            "suppress_tokens": [*range(words.image_end), *range(words.size, words.padded_size)],
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(sampling.seed)
+            drawn = self._generate([[*self.text_tokenizer.encode(prompt), words.image_start] for prompt in prompts], settings)
+        return [torch.tensor(ids, device=self.model.device) - words.code_offset for ids in drawn]
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[list[int]], settings: dict[str, Any]) -> list[list[int]]:
+        """What follows each prompt, up to and without the end token. Prompts are padded on the left; positions start after the pad."""
+        from transformers import GenerationConfig
+
+        end = settings["eos_token_id"]
+        generation = GenerationConfig(pad_token_id=end, **settings)
+        continuations = []
+        for start in range(0, len(prompts), self.batch_size):
+            batch = prompts[start : start + self.batch_size]
+            longest = max(map(len, batch))
+            self._check_room(longest + settings["max_new_tokens"])
+            ids = torch.tensor([[end] * (longest - len(prompt)) + prompt for prompt in batch], device=self.model.device)
+            mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch], device=self.model.device)
+            output = self.model.generate(ids, attention_mask=mask, generation_config=generation)
+            continuations += [_up_to(end, row) for row in output[:, longest:].tolist()]
+        return continuations
+
+    def _check_room(self, tokens: int) -> None:
+        room = self.model.config.max_position_embeddings
+        check(
+            tokens <= room,
+            f"A prompt and its continuation may take {tokens} tokens, but the model has {room} positions; shorten it.",
+        )
+
+
+def _read_sidecar(folder: Path) -> dict[str, Any]:
+    path = folder / LAVIT
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UserError(
+            f"{folder} holds no language model: {path} is missing or damaged; name RUN_DIR/model of a pretrain run."
+        ) from None
+    return facts
+
+
+def _up_to(end: int, ids: list[int]) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids

@@ -1,0 +1,79 @@
+"""Pixel decoder training: a frozen visual tokenizer and images to a U-Net that paints, in the released layout."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from torch import nn
+
+from lavit_dist.checkpoint.official import load_visual_tokenizer
+from lavit_dist.checkpoint.pixel_decoding import check_unet, load_unet, load_vae, make_scheduler, save_pixel_decoder
+from lavit_dist.checkpoint.store import CheckpointStore
+from lavit_dist.config.decoder import TrainDecoderConfig
+from lavit_dist.data.pairs import PairBatches, PairDataset, list_shards
+from lavit_dist.engine.decoder_training import DecoderTraining
+from lavit_dist.engine.loop import run_training
+from lavit_dist.engine.run_folder import RunFolder
+from lavit_dist.errors import check
+from lavit_dist.models.pixel_decoder import Latents, PixelDecoder, PixelFolding, VaeLatents, build_unet
+from lavit_dist.models.visual_tokenizer import VisualTokenizer
+from lavit_dist.observe.logs import setup_logging
+from lavit_dist.observe.metrics import MetricsCallback
+from lavit_dist.parallel.distributed import init_distributed, rank, seed_everything, world_size
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: TrainDecoderConfig) -> None:
+    """Trains, or resumes, or says that the decoder is already there; RUN_DIR/model holds it beside the tokenizer."""
+    setup_logging()
+    folder = RunFolder(config.run_dir)
+    folder.check_config(config)
+    if folder.done:
+        logger.info("%s is already there", folder.model)
+        return
+    tokenizer = load_visual_tokenizer(config.tokenizer)
+    latents = build_latents(config)
+    dataset = PairDataset(list_shards(config.pairs), config.image_size, max_pixels=config.max_pixels)
+    batches = PairBatches(dataset, config.global_batch_size, config.seed, rank(), world_size())
+    seed_everything(config.seed)
+    decoder = build_decoder(config, tokenizer)
+
+    init_distributed(config.num_threads)
+    folder.open(config)
+    scheduler = make_scheduler(config.model)
+    training = DecoderTraining(config, decoder, latents, scheduler, tokenizer, batches)
+    run_training(
+        training,
+        total_steps=config.total_steps,
+        store=CheckpointStore(folder.checkpoints),
+        checkpoint=config.checkpoint,
+        callbacks=[MetricsCallback(Path(config.run_dir), config.logging)],
+    )
+    folder.publish(lambda out: save_pixel_decoder(out, tokenizer, training.product(), latents, scheduler))
+
+
+def build_latents(config: TrainDecoderConfig) -> Latents:
+    """What is diffused. Raises `UserError` when the autoencoder doesn't make latents of the sizes in `config`."""
+    if config.model.latent == "pixel_unshuffle":
+        return PixelFolding(config.model.latent_factor)
+    vae = load_vae(config.model.vae or "")
+    latents = VaeLatents(vae)
+    for name, found in (("latent_factor", latents.factor), ("latent_channels", vae.config["latent_channels"])):
+        wanted = getattr(config.model, name)
+        check(found == wanted, f"The autoencoder in model.vae {config.model.vae} has {name} {found}, but model.{name} is {wanted}.")
+    return latents
+
+
+def build_decoder(config: TrainDecoderConfig, tokenizer: VisualTokenizer) -> PixelDecoder:
+    """A new U-Net, or that of `initial_unet`, with a new `unet_proj` of the tokenizer's sizes."""
+    old = tokenizer.decoder.unet_proj
+    unet_proj = nn.Linear(old.in_features, old.out_features)
+    if config.initial_unet is None:
+        unet = build_unet(config.model, config.latent_size, old.out_features)
+    else:
+        unet = load_unet(config.initial_unet)
+        check_unet(unet, config.initial_unet, config.model, old.out_features)
+        unet.register_to_config(sample_size=config.latent_size)
+    return PixelDecoder(config.model, unet, unet_proj)
