@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lavit_dist.config import load_config
+from lavit_dist.config import load_config, to_dict
 from lavit_dist.config.quickstart import QuickstartConfig
 from lavit_dist.errors import UserError
 from pipelines.quickstart_stages import plan_stages
@@ -34,6 +34,22 @@ def quickstart(run_dir: Path, *arguments: str) -> subprocess.CompletedProcess[st
         timeout=120,
         check=False,
     )
+
+
+@pytest.mark.parametrize("preset", [PRESET, "configs/quickstart/quickstart.yaml"])
+@pytest.mark.parametrize(
+    ("data", "first", "folder"), [("null", "shapes", "quickstart"), ("photos/captions.jsonl", "ingest", "quickstart-captions")]
+)
+def test_every_stage_is_made_from_those_before_it(preset: str, data: str, first: str, folder: str) -> None:
+    stages = plan_stages(load_config(QuickstartConfig, ROOT / preset, [f"data={data}", f"presets={ROOT}/configs/quickstart"]))
+    assert [stage.name for stage in stages][:2] == [first, "text_tokenizer"]
+    assert all(Path("runs", folder) in product.parents for stage in stages for product in stage.products)
+    made: set[str] = set()
+    for stage in stages:
+        paths = {value for value in to_dict(stage.config).values() if isinstance(value, str) and value.startswith("runs/")}
+        assert all(any(Path(folder) in [Path(path), *Path(path).parents] for folder in made) for path in paths - {stage.folder})
+        made.add(stage.folder)
+        assert (ROOT / stage.program[-1]).exists()
 
 
 @pytest.mark.parametrize(
