@@ -35,7 +35,8 @@ def run(config: TrainDecoderConfig) -> None:
         return
     tokenizer = load_visual_tokenizer(config.tokenizer)
     latents = build_latents(config)
-    dataset = PairDataset(list_shards(config.pairs), config.image_size, max_pixels=config.max_pixels)
+    size = max(config.image_size, tokenizer.config.encoder.image_size)  # what is painted, and what the tower sees
+    dataset = PairDataset(list_shards(config.pairs), size, max_pixels=config.max_pixels)
     batches = PairBatches(dataset, config.global_batch_size, config.seed, rank(), world_size())
     seed_everything(config.seed)
     decoder = build_decoder(config, tokenizer)

@@ -85,6 +85,7 @@ def make_scheduler(config: PixelDecoderConfig) -> DDIMScheduler:
         beta_schedule=config.beta_schedule,
         beta_start=config.beta_start,
         beta_end=config.beta_end,
+        prediction_type=config.prediction_type,
         steps_offset=1,
         clip_sample=pixels,  # pixels lie in [-1, 1]
         set_alpha_to_one=pixels,  # the last step leaves no noise; Stable Diffusion's leaves a trace, which its autoencoder takes out

@@ -25,7 +25,7 @@ class TrainDecoderConfig:
     initial_unet: str | None = None
     """Folder of a diffusers U-Net to start from, such as stable-diffusion-v1-5/unet; None starts from random weights."""
     image_size: int = 512
-    """Height and width of the painted image, pixels (512 for Stable Diffusion 1.5)."""
+    """Height and width of the painted image, pixels (512 for Stable Diffusion 1.5); the tower sees its own size."""
     seed: int = 0
     """Seed of weights, data order, patch selection and diffusion noise."""
     total_steps: int = 20_000
@@ -38,6 +38,9 @@ class TrainDecoderConfig:
     """Weight of a noise level in the squared error of the noise: 1 (Eq. 5), or min(SNR, snr_gamma) / SNR (arXiv 2303.09556)."""
     snr_gamma: float = 5.0
     """Largest weight in terms of the image's error, for `min_snr`."""
+    snr_floor: float = 0.0
+    """Least weight in terms of the image's error, for `min_snr`; 0 as in that paper. Above 0, the first and noisiest steps of painting
+    are learned sooner."""
     ema_decay: float = 0.9999
     """Weight of the past in the moving average of the weights, which is the product; 0 publishes the last weights."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -68,8 +71,7 @@ class TrainDecoderConfig:
         )
         check(0 <= self.condition_dropout < 1, f"condition_dropout {self.condition_dropout} must be at least 0 and below 1.")
         check(0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay} must be at least 0 and below 1.")
-        check(self.snr_gamma > 0, f"snr_gamma {self.snr_gamma} must be above 0.")
         check(
-            self.initial_unet is None or not self.model.identity_start,
-            "model.identity_start is for a new U-Net, but initial_unet is given; turn one of them off.",
+            0 <= self.snr_floor <= self.snr_gamma > 0,
+            f"snr_floor {self.snr_floor} and snr_gamma {self.snr_gamma} must not be negative, and the floor not above the other.",
         )

@@ -72,15 +72,17 @@ class DecoderTraining:
         batch = self.batches.batch(step)
         pixel_values = batch.pixel_values.to(device())
         features = self.features(batch.keys, pixel_values)
-        clean = self.latents.encode(2 * denormalise(pixel_values) - 1)
+        painted = resized(pixel_values, self.config.image_size)
+        clean = self.latents.encode((2 * denormalise(painted) - 1).clamp(-1, 1))
         draws = draw(step, clean.shape, self.config)
         timesteps, noise, dropped = (part.to(device()) for part in draws)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         with matmul_precision(self.config.precision):
             predicted = self.engine.module(noisy, timesteps, features, dropped)
-        error = (predicted - noise).square().mean((1, 2, 3))
+        target = noise if self.config.model.prediction_type == "epsilon" else clean
+        error = (predicted - target).square().mean((1, 2, 3))
         loss = (error * self._weights(timesteps)).mean()
-        metrics = mean_over_ranks({"loss": loss.item(), "noise_error": error.mean().item()})
+        metrics = mean_over_ranks({"loss": loss.item(), "error": error.mean().item()})
         metrics |= self.engine.step(loss)
         self._average(step)
         return metrics | {"images": float(self.config.global_batch_size)}
@@ -99,15 +101,14 @@ class DecoderTraining:
         """Features [batch, patch, width] that the tokenizer makes of its own codes; each image's selection noise follows its key."""
         encoder = self.tokenizer.config.encoder
         noise = keyed_gumbel_noise(keys, encoder.num_patches, self.config.seed)
-        if pixel_values.shape[-1] != encoder.image_size:
-            pixel_values = F.interpolate(pixel_values, size=encoder.image_size, mode="bicubic", antialias=True)
-        return self.tokenizer.reconstruct(self.tokenizer.tokenize(pixel_values, noise.to(pixel_values.device)).codes)
+        seen = resized(pixel_values, encoder.image_size)
+        return self.tokenizer.reconstruct(self.tokenizer.tokenize(seen, noise.to(seen.device)).codes)
 
     def _weights(self, timesteps: Tensor) -> Tensor:
-        if self.config.loss_weighting == "epsilon":
-            return torch.ones_like(timesteps, dtype=torch.float32)
-        snr = self.snr[timesteps]
-        return snr.clamp_max(self.config.snr_gamma) / snr
+        """Weight [batch] of each squared error: error of the noise = SNR x error of the image, whichever is predicted."""
+        config, snr = self.config, self.snr[timesteps]
+        of_image = snr if config.loss_weighting == "epsilon" else snr.clamp(config.snr_floor, config.snr_gamma)
+        return of_image / snr if config.model.prediction_type == "epsilon" else of_image
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
@@ -124,6 +125,13 @@ class _Denoising(nn.Module):
 
     def forward(self, noisy: Tensor, timesteps: Tensor, features: Tensor, dropped: Tensor) -> Tensor:
         return self.decoder(noisy, timesteps, self.decoder.condition(features, dropped))
+
+
+def resized(pixel_values: Tensor, size: int) -> Tensor:
+    """Square pictures [batch, 3, H, H] at another size, by bicubic interpolation."""
+    if pixel_values.shape[-1] == size:
+        return pixel_values
+    return F.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
 
 
 def draw(step: int, shape: torch.Size, config: TrainDecoderConfig) -> Draws:

@@ -39,7 +39,7 @@ class PixelDecoder(nn.Module):
         return condition if dropped is None else condition.masked_fill(dropped[:, None, None], 0.0)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        """The noise, fp32, that the U-Net sees in `noisy` [batch, channel, height, width] at `timesteps` [batch]."""
+        """What the U-Net predicts (`prediction_type`), fp32, of `noisy` [batch, channel, height, width] at `timesteps` [batch]."""
         if self.config.concatenate_condition:
             noisy = torch.cat([noisy, over_the_image(condition, noisy.shape[-1])], dim=1)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
@@ -89,7 +89,7 @@ def build_unet(config: PixelDecoderConfig, latent_size: int, condition_dim: int)
     cross = config.cross_attention
     down = tuple("CrossAttnDownBlock2D" if level else "DownBlock2D" for level in cross)
     up = tuple("CrossAttnUpBlock2D" if level else "UpBlock2D" for level in reversed(cross))
-    unet = UNet2DConditionModel(
+    return UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=config.latent_channels + (condition_dim if config.concatenate_condition else 0),
         out_channels=config.latent_channels,
@@ -101,39 +101,6 @@ def build_unet(config: PixelDecoderConfig, latent_size: int, condition_dim: int)
         cross_attention_dim=condition_dim,
         norm_num_groups=config.norm_num_groups,
     )
-    if config.identity_start:
-        start_as_identity(unet)
-    return unet
-
-
-@torch.no_grad()
-def start_as_identity(unet: UNet2DConditionModel) -> None:
-    """Sets weights so that a new U-Net returns nearly its input: a fair guess of the noise, from which training goes on at once.
-
-    Every residual branch starts at zero. The first convolution writes x and -x, the last block passes on the first one's output, and
-    the last convolution reads x back, since silu(x) - silu(-x) = x. The first level must be at least twice as wide as the latent.
-    """
-    channels = int(unet.config["out_channels"])
-    for name, part in unet.named_modules():
-        if name.rpartition(".")[2] in ("conv2", "proj_out"):
-            nn.init.zeros_(part.weight)
-            nn.init.zeros_(part.bias)
-    index = torch.arange(channels)
-    middle = unet.conv_in.kernel_size[0] // 2
-    unet.conv_in.weight[: 2 * channels] = 0
-    unet.conv_in.bias[: 2 * channels] = 0
-    unet.conv_in.weight[2 * index, index, middle, middle] = 1
-    unet.conv_in.weight[2 * index + 1, index, middle, middle] = -1
-    shortcut = unet.up_blocks[-1].resnets[-1].conv_shortcut
-    from_first = shortcut.in_channels - shortcut.out_channels  # the skip connection's channels come last
-    nn.init.zeros_(shortcut.weight)
-    nn.init.zeros_(shortcut.bias)
-    out = torch.arange(shortcut.out_channels)
-    shortcut.weight[out, from_first + out] = 1
-    nn.init.zeros_(unet.conv_out.weight)
-    nn.init.zeros_(unet.conv_out.bias)
-    unet.conv_out.weight[index, 2 * index, middle, middle] = 1
-    unet.conv_out.weight[index, 2 * index + 1, middle, middle] = -1
 
 
 def over_the_image(condition: Tensor, size: int) -> Tensor:

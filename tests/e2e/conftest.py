@@ -88,7 +88,7 @@ def decoder_config(tiny_world: Path) -> Path:
             "latent_factor": 2,
             "latent_channels": 12,
             "concatenate_condition": True,
-            "identity_start": True,
+            "prediction_type": "sample",
         },
         "total_steps": 6,
         "global_batch_size": 8,

@@ -44,7 +44,7 @@ def test_a_resumed_run_equals_the_straight_one(tiny_decoder, decoder_config, rep
 
     resumed = train(repo_root, decoder_config, cut)
     assert resumed.returncode == 0, resumed.stderr
-    for name in ("loss", "noise_error", "grad_norm", "learning_rate"):
+    for name in ("loss", "error", "grad_norm", "learning_rate"):
         assert [record[name] for record in records(cut)] == [record[name] for record in records(tiny_decoder)]
     straight, again = (load_pixel_decoder(run / "model").decoder.state_dict() for run in (tiny_decoder, cut))
     assert all(torch.equal(straight[name], again[name]) for name in straight)
@@ -68,7 +68,6 @@ def test_two_processes_paint_latents_of_an_autoencoder_from_a_given_unet(decoder
         "model.latent=vae",
         f"model.vae={tmp_path / 'vae'}",
         "model.latent_channels=4",
-        "model.identity_start=false",
         "model.concatenate_condition=false",
         "zero_stage=1",
         f"initial_unet={tmp_path / 'unet'}",
@@ -88,7 +87,7 @@ def test_two_processes_paint_latents_of_an_autoencoder_from_a_given_unet(decoder
 
 
 def test_a_unet_of_other_sizes_is_refused(decoder_config, tiny_world, tmp_path):
-    settings = (f"run_dir={tmp_path}", f"initial_unet={tmp_path / 'unet'}", "model.identity_start=false")
+    settings = (f"run_dir={tmp_path}", f"initial_unet={tmp_path / 'unet'}")
     config = load_config(TrainDecoderConfig, decoder_config, settings)
     build_unet(config.model, config.latent_size, condition_dim=24).save_pretrained(tmp_path / "unet")
     with pytest.raises(UserError, match="in_channels = 36"):
@@ -102,7 +101,7 @@ def test_a_unet_of_other_sizes_is_refused(decoder_config, tiny_world, tmp_path):
         ("model.latent_channels=11", "latent_channels"),
         ("global_batch_sise=4", "global_batch_size"),
         ("condition_dropout=1", "condition_dropout"),
-        ("initial_unet=/some/unet", "identity_start"),
+        ("snr_floor=9", "snr_floor"),
     ],
 )
 def test_wrong_settings_are_named(decoder_config, tmp_path, override, named):
