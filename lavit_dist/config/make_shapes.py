@@ -27,7 +27,7 @@ class MakeShapesConfig:
     held_out_attributes: tuple[Literal["colour", "shape", "position", "texture", "tint"], ...] = ("colour", "shape")
     """Attributes of the main object (and its background) whose combinations are held out; each value alone stays in training."""
     held_out_fraction: float = 1 / 6
-    """Share of the combinations that is held out: 8 of the 48 pairs of colour and shape. 0 holds none out."""
+    """Share of the combinations that is held out: 5 of the 32 pairs of colour and shape. 0 holds none out."""
     samples_per_shard: int = 1000
     """Pairs in one tar: the unit of work of the offline jobs."""
 

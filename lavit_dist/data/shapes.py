@@ -16,7 +16,7 @@ import numpy as np
 
 from lavit_dist.data.hashing import stable_hash
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
     "red": (220, 38, 38),
     "green": (34, 150, 62),

@@ -65,16 +65,8 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, side: int) -> None:
     box = (x - radius, y - radius, x + radius, y + radius)
     if thing.shape == "circle":
         draw.ellipse(box, fill=colour)
-    elif thing.shape == "ring":
-        draw.ellipse(box, outline=colour, width=round(0.5 * radius))
     else:
         draw.polygon([(x + radius * right, y + radius * down) for right, down in OUTLINES[thing.shape]], fill=colour)
-
-
-def _star(points: int = 5, inner: float = 0.45) -> list[tuple[float, float]]:
-    angles = [math.pi * step / points for step in range(2 * points)]
-    radii = [1.08, 1.08 * inner] * points
-    return [(radius * math.sin(angle), 0.06 - radius * math.cos(angle)) for radius, angle in zip(radii, angles, strict=True)]
 
 
 ARM = 0.34
@@ -82,7 +74,6 @@ ARM = 0.34
 OUTLINES: dict[str, list[tuple[float, float]]] = {
     "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
     "triangle": [(0, -0.95), (1, 0.85), (-1, 0.85)],
-    "star": _star(),
     "cross": [
         (-ARM, -1), (ARM, -1), (ARM, -ARM), (1, -ARM), (1, ARM), (ARM, ARM),
         (ARM, 1), (-ARM, 1), (-ARM, ARM), (-1, ARM), (-1, -ARM), (-ARM, -ARM),

@@ -14,7 +14,7 @@ from lavit_dist.data.pairs import PairBatches
 from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.models.contrastive import ContrastiveModel, contrastive_loss
-from lavit_dist.parallel.distributed import device, gather, gather_with_gradient, matmul_precision, mean_over_ranks, world_size
+from lavit_dist.parallel.distributed import device, gather, gather_with_gradient, mean_over_ranks, world_size
 
 
 class ContrastiveTraining:
@@ -29,13 +29,13 @@ class ContrastiveTraining:
             optimizer=config.optimizer,
             total_steps=config.total_steps,
             micro_batch_size=config.global_batch_size // world_size(),
+            precision=config.precision,
         )
 
     def train_step(self, step: int) -> Mapping[str, float]:
         batch = self.batches.batch(step)
         ids, mask = self._encode(batch.captions)
-        with matmul_precision(self.config.precision):
-            pictures, captions, scale = self.engine.module(batch.pixel_values.to(device()), ids, mask)
+        pictures, captions, scale = self.engine.module(batch.pixel_values.to(device()), ids, mask)
         pictures, captions = gather_with_gradient(pictures.float()), gather_with_gradient(captions.float())
         texts = gather(torch.tensor([stable_hash(caption) >> 1 for caption in batch.captions], device=device()))
         same = texts[:, None] == texts[None]

@@ -29,6 +29,7 @@ class DataParallelEngine:
         optimizer: OptimizerConfig,
         total_steps: int,
         micro_batch_size: int,
+        precision: str = "fp32",
         zero_stage: int = 1,
     ) -> None:
         import deepspeed
@@ -40,6 +41,8 @@ class DataParallelEngine:
             # ZeRO keeps flat pieces of parameters, of which Muon can't see that they were matrices.
             "zero_optimization": {"stage": 0 if muon else zero_stage},
             "gradient_clipping": optimizer.gradient_clipping,
+            # bf16 matrix products; gradients are still reduced in fp32.
+            "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
             "steps_per_print": 10**9,
         }
         if not muon:

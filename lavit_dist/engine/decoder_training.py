@@ -21,7 +21,7 @@ from lavit_dist.engine.feature_cache import FeatureCache
 from lavit_dist.models.pixel_decoder import Latents, PixelDecoder
 from lavit_dist.models.selector import keyed_gumbel_noise
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
-from lavit_dist.parallel.distributed import device, matmul_precision, mean_over_ranks, rank, world_size
+from lavit_dist.parallel.distributed import device, mean_over_ranks, rank, world_size
 
 AVERAGES = "averaged_weights"
 AVERAGE_WARMUP = 10.0
@@ -65,6 +65,7 @@ class DecoderTraining:
             optimizer=config.optimizer,
             total_steps=config.total_steps,
             micro_batch_size=config.global_batch_size // world_size(),
+            precision=config.precision,
             zero_stage=config.zero_stage,
         )
 
@@ -77,8 +78,7 @@ class DecoderTraining:
         draws = draw(step, clean.shape, self.config)
         timesteps, noise, dropped = (part.to(device()) for part in draws)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        with matmul_precision(self.config.precision):
-            predicted = self.engine.module(noisy, timesteps, features, dropped)
+        predicted = self.engine.module(noisy, timesteps, features, dropped)
         target = noise if self.config.model.prediction_type == "epsilon" else clean
         error = (predicted - target).square().mean((1, 2, 3))
         loss = (error * self._weights(timesteps)).mean()

@@ -17,7 +17,7 @@ from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache
 from lavit_dist.models.selector import gumbel_noise
 from lavit_dist.models.visual_tokenizer import Reconstruction, VisualTokenizer, guidance_loss, rate_loss, reconstruction_loss
-from lavit_dist.parallel.distributed import device, gather, matmul_precision, mean_over_ranks, rank, world_size
+from lavit_dist.parallel.distributed import device, gather, mean_over_ranks, rank, world_size
 
 logger = logging.getLogger(__name__)
 HITS = "codebook_hits"
@@ -36,6 +36,7 @@ class TokenizerTraining:
             optimizer=config.optimizer,
             total_steps=config.total_steps,
             micro_batch_size=config.global_batch_size // world_size(),
+            precision=config.precision,
         )
 
     def train_step(self, step: int) -> Mapping[str, float]:
@@ -46,10 +47,7 @@ class TokenizerTraining:
         if step == config.quantize_from:
             self._switch_quantizer_on(step)
         features = self._features(step)
-        with matmul_precision(config.precision):
-            out = self.engine.module(
-                features, self._noise(step, features), temperature=config.gumbel_temperature, quantize=quantize
-            )
+        out = self.engine.module(features, self._noise(step, features), temperature=config.gumbel_temperature, quantize=quantize)
         reconstruction = reconstruction_loss(features, out.features)
         loss = reconstruction + config.rate_weight * rate_loss(out.keep_mask, config.keep_ratio)
         if config.selector_guidance and not quantize:
