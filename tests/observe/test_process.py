@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -49,8 +50,13 @@ def test_an_interruption_ends_the_program_with_its_descendants(tmp_path: Path) -
             pids.append(int(line))
 
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run_watched([sys.executable, "-c", ANCESTOR % 60], tmp_path / "log", os.environ, show)
+    # A shell that starts tests in the background has them ignore ctrl-C; this one must not.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_watched([sys.executable, "-c", ANCESTOR % 60], tmp_path / "log", os.environ, show)
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert time.monotonic() - start < 30
     assert len(pids) == 1
     assert not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE
