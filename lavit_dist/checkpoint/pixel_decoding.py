@@ -69,12 +69,12 @@ def save_pixel_decoder(
 
 def load_unet(folder: str | Path) -> UNet2DConditionModel:
     """A diffusers U-Net, fp32."""
-    return _load(UNet2DConditionModel, folder)
+    return _load(UNet2DConditionModel, folder, low_cpu_mem_usage=False)
 
 
 def load_vae(folder: str | Path) -> AutoencoderKL:
     """A diffusers autoencoder, fp32."""
-    return _load(AutoencoderKL, folder)
+    return _load(AutoencoderKL, folder, low_cpu_mem_usage=False)
 
 
 def make_scheduler(config: PixelDecoderConfig) -> DDIMScheduler:
@@ -108,9 +108,9 @@ def check_unet(unet: UNet2DConditionModel, folder: str, config: PixelDecoderConf
             )
 
 
-def _load(cls: Any, folder: str | Path) -> Any:
+def _load(cls: Any, folder: str | Path, **options: Any) -> Any:
     try:
-        return cls.from_pretrained(str(folder), local_files_only=True)
+        return cls.from_pretrained(str(folder), local_files_only=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(

@@ -4,17 +4,20 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lavit_dist.config.evaluate import EvaluateConfig
 from lavit_dist.config.generate import GenerateConfig
 from lavit_dist.data.id_shard import IMAGE, IdShard
 from lavit_dist.data.pairs import list_shards, read_pairs
 from lavit_dist.data.tar_reader import read_bytes
 from lavit_dist.errors import UserError
+from pipelines.evaluate import run as evaluate
 from pipelines.generate import draw
 
 
@@ -104,6 +107,36 @@ def test_an_evaluation_writes_scores_pictures_and_masks(launch, tiny_world, tmp_
         for folder in ("original", "text_to_image", "reconstruction"):
             assert (tmp_path / folder / f"{record['name']}.png").exists()
         assert masks[record["name"]].sum() == record["tokens"]
+
+
+def test_pairs_without_ground_truth_are_shown_but_not_scored(tiny_world, tiny_decoder, tmp_path):
+    for split in ("train", "heldout"):
+        (tmp_path / "pairs" / split).mkdir(parents=True)
+        with (
+            tarfile.open(tiny_world / "pairs" / split / "00000.tar") as full,
+            tarfile.open(tmp_path / "pairs" / split / "00000.tar", "w") as plain,
+        ):
+            for member in full:
+                if not member.name.endswith(".json"):
+                    plain.addfile(member, full.extractfile(member))
+    config = EvaluateConfig(
+        run_dir=str(tmp_path / "run"),
+        pairs=str(tmp_path / "pairs"),
+        ids=str(tiny_world / "ids"),
+        decoder=str(tiny_decoder / "model"),
+        language_model=str(tiny_world / "language_model"),
+        num_captions=3,
+        num_pictures=2,
+        num_inference_steps=1,
+        max_caption_tokens=4,
+    )
+    evaluate(config)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["scores"] is None
+    assert [len(results[part]) for part in ("captions", "text_to_image", "reconstruction")] == [3, 2, 2]
+    written = (tmp_path / "run/results.json").stat().st_mtime_ns
+    evaluate(config)  # says that the results are there, and leaves them
+    assert (tmp_path / "run/results.json").stat().st_mtime_ns == written
 
 
 def test_a_truncated_image_is_one_sentence_before_anything_is_written(launch, images, tmp_path):
