@@ -20,6 +20,7 @@ RUN_DIR/results.json               written last:
         features            the same for the tokenizer's reconstructed features, before anything is painted
         tokens_and_objects  Spearman's rank correlation of an image's tokens and its number of objects
         tokens_by_objects   per number of objects, how many images have 0, 1, … tokens
+    repetitions         of how many attempts the models themselves chose each caption, drawn image and painting
     seconds             wall time of each part
 """
 
@@ -39,6 +40,7 @@ from torch import Tensor
 
 from lavit_dist.checkpoint.official import tokenizer_digest
 from lavit_dist.config.evaluate import EvaluateConfig
+from lavit_dist.config.generate import REPETITIONS
 from lavit_dist.data.image import preprocess, to_image
 from lavit_dist.data.pairs import PairDataset, PairSample, epoch_order, list_shards
 from lavit_dist.data.quarantine import SampleError
@@ -55,7 +57,7 @@ from lavit_dist.evaluation.tokenizer_health import (
 from lavit_dist.files import write_atomically
 from lavit_dist.generation.language_model import LanguageModel
 from lavit_dist.generation.painter import Painter
-from lavit_dist.generation.reader import tokenize_images
+from lavit_dist.generation.reader import tokenize_repeatedly
 from lavit_dist.models.visual_tokenizer import TokenizedImages
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.parallel.distributed import device
@@ -108,8 +110,10 @@ class Evaluation:
         """Everything in the order of results.json."""
         config = self.config
         samples, pixels = self.choose("heldout", max(config.num_captions, config.num_pictures))
-        tokenized = self.timed("tokenize", lambda: self.tokenize(samples, pixels))
-        captions = self.timed("captions", lambda: self.language_model.caption(tokenized.codes[: config.num_captions], config))
+        tokenizations = self.timed("tokenize", lambda: self.tokenize(samples, pixels))
+        tokenized = tokenizations[0]
+        to_caption = [each.codes[: config.num_captions] for each in tokenizations]
+        captions = self.timed("captions", lambda: self.language_model.caption(to_caption, config))
         some = slice(config.num_pictures)
         prompts = [sample.captions[0] for sample in samples[some]]
         drawn_codes = self.timed("draw codes", lambda: self.language_model.draw(prompts, config))
@@ -144,6 +148,7 @@ class Evaluation:
             },
             "codes": describe_codes(self.statistics["train"]),
             "scores": scores,
+            "repetitions": {name: getattr(config, name) for name in REPETITIONS},
             "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
         }
 
@@ -207,10 +212,11 @@ class Evaluation:
             samples.append(dataset.samples[index])
         return samples, pixels
 
-    def tokenize(self, samples: Sequence[PairSample], pixels: Sequence[Tensor]) -> TokenizedImages:
-        """The codes that pretokenize made of the same pairs."""
+    def tokenize(self, samples: Sequence[PairSample], pixels: Sequence[Tensor]) -> list[TokenizedImages]:
+        """`num_tokenizations` tokenizations; the first gives the codes that pretokenize made of the same pairs."""
         keys = [sample.key for sample in samples]
-        return tokenize_images(self.tokenizer, keys, pixels, seed=self.config.seed, batch_size=self.config.batch_size)
+        seed, times, size = self.config.seed, self.config.num_tokenizations, self.config.batch_size
+        return tokenize_repeatedly(self.tokenizer, keys, pixels, seed=seed, times=times, batch_size=size)
 
     @torch.no_grad()
     def encode(self, pixels: Sequence[Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ from lavit_dist.files import write_atomically
 from lavit_dist.generation.contact_sheet import Cell, contact_sheet, dim_dropped
 from lavit_dist.generation.language_model import LanguageModel
 from lavit_dist.generation.painter import Painter
-from lavit_dist.generation.reader import read_image, tokenize_images
+from lavit_dist.generation.reader import read_image, tokenize_repeatedly
 from lavit_dist.models.visual_tokenizer import TokenizedImages, VisualTokenizer
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.parallel.distributed import device
@@ -36,9 +36,9 @@ def caption(config: GenerateConfig, images: Sequence[str]) -> None:
     """Describes the image files."""
     _start(config)
     tokenizer = load_visual_tokenizer(_tokenizer_folder(config)).to(device())
-    pixels, tokenized = _read(config, tokenizer, images)
+    pixels, tokenized = _read(config, tokenizer, images, config.num_tokenizations)
     language_model = _load_language_model(config, tokenizer)
-    captions = language_model.caption(tokenized.codes, config)
+    captions = language_model.caption([each.codes for each in tokenized], config)
     out = Path(config.out)
     lines = [{"image": name, "caption": words} for name, words in zip(images, captions, strict=True)]
     _write_lines(out / "captions.jsonl", lines)
@@ -68,7 +68,7 @@ def reconstruct(config: GenerateConfig, images: Sequence[str]) -> None:
     """Tokenizes image files and paints them back from their codes."""
     _start(config)
     painter = _load_painter(config)
-    pixels, tokenized = _read(config, painter.tokenizer, images)
+    pixels, (tokenized,) = _read(config, painter.tokenizer, images, 1)
     pictures = painter.paint(tokenized.codes, config.seed)
     names = _save_pictures(Path(config.out), pictures)
     lines, cells = [], []
@@ -119,10 +119,13 @@ def _tokenizer_folder(config: GenerateConfig) -> str:
     return folder
 
 
-def _read(config: GenerateConfig, tokenizer: VisualTokenizer, images: Sequence[str]) -> tuple[list[torch.Tensor], TokenizedImages]:
+def _read(
+    config: GenerateConfig, tokenizer: VisualTokenizer, images: Sequence[str], times: int
+) -> tuple[list[torch.Tensor], list[TokenizedImages]]:
+    """The images' pixels, and `times` tokenizations of them."""
     pixels = [read_image(Path(image), tokenizer.config.encoder.image_size) for image in images]
     keys = [Path(image).stem for image in images]
-    return pixels, tokenize_images(tokenizer, keys, pixels, seed=config.seed, batch_size=config.batch_size)
+    return pixels, tokenize_repeatedly(tokenizer, keys, pixels, seed=config.seed, times=times, batch_size=config.batch_size)
 
 
 def _save_pictures(out: Path, pictures: Sequence[Image.Image]) -> list[str]:

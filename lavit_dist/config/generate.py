@@ -7,6 +7,9 @@ from typing import Literal
 from lavit_dist.config.base import config
 from lavit_dist.errors import check
 
+REPETITIONS = ("num_tokenizations", "num_candidates", "num_paintings")
+"""How often something random is tried, for the best to be kept."""
+
 
 @config
 class SamplingConfig:
@@ -18,6 +21,9 @@ class SamplingConfig:
     """Beams of a caption's search (2 in the released code); 1 is greedy."""
     max_caption_tokens: int = 64
     """Longest caption, tokens."""
+    num_tokenizations: int = 1
+    """How often an image is tokenized for its caption: patches are selected at random, as in the released code. Of the captions, the
+    one that is most probable on the average over the tokenizations is kept."""
     guidance_scale: float = 2.0
     """Weight of the prompt against the bare [IMG] in the logits of codes, Eq. 7 (2.0 in the paper); 1 turns guidance off."""
     temperature: float = 1.0
@@ -26,10 +32,15 @@ class SamplingConfig:
     """Codes are sampled from this many of the most probable (200 in the paper); 0 takes all."""
     top_p: float = 1.0
     """Codes are sampled from the most probable ones that hold this share of the probability."""
+    num_candidates: int = 4
+    """Sequences of codes drawn per prompt (4 in the paper, which lets CLIP choose). The one under which the language model finds the
+    prompt most probable is painted."""
     num_inference_steps: int = 25
     """DDIM steps (25 in the released code)."""
     decoder_guidance_scale: float = 1.5
     """Weight of the features against none in the painted noise (1.5 in the released evaluation); 1 turns guidance off."""
+    num_paintings: int = 1
+    """Pictures painted per sequence of codes; the one whose contrastive embedding is nearest to the features' own is kept."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Type of the U-Net's matrix products (autocast)."""
     batch_size: int = 32
@@ -38,7 +49,7 @@ class SamplingConfig:
     """CPU threads; None leaves torch's choice."""
 
     def validate(self) -> None:
-        for name in ("num_beams", "max_caption_tokens", "num_inference_steps", "batch_size"):
+        for name in ("num_beams", "max_caption_tokens", "num_inference_steps", "batch_size", *REPETITIONS):
             check(getattr(self, name) >= 1, f"{name} {getattr(self, name)} must be at least 1.")
         for name in ("guidance_scale", "decoder_guidance_scale"):
             check(getattr(self, name) >= 1, f"{name} {getattr(self, name)} must be at least 1, which turns guidance off.")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lavit_dist.checkpoint.hf import LAVIT
 from lavit_dist.config.generate import SamplingConfig
@@ -19,6 +20,9 @@ from lavit_dist.errors import UserError, check
 SHORTEST_IMAGE, LONGEST_IMAGE = 20 / 256, 1.0
 """Fewest and most codes of a drawn image, as shares of its patches. 20 of 256 is the released code's minimum; its maximum of 200 would
 forbid images that training had in full."""
+
+IGNORED = -100
+"""Label of a position whose loss does not count, in torch's cross-entropy."""
 
 
 class LanguageModel:
@@ -63,26 +67,38 @@ class LanguageModel:
         )
         return cls(model.to(device).eval(), text_tokenizer, vocabulary, num_patches, batch_size)
 
-    def caption(self, codes: Sequence[Tensor], sampling: SamplingConfig) -> list[str]:
-        """A caption of one line per image, by beam search over text ids alone, given its codes [token]."""
-        words = self.vocabulary
-        prompts = [[words.image_start, *(image + words.code_offset).tolist(), words.image_end] for image in codes]
+    def caption(self, tokenizations: Sequence[Sequence[Tensor]], sampling: SamplingConfig) -> list[str]:
+        """A caption of one line per image, by beam search over text ids alone.
+
+        `tokenizations` holds, per time that the images were tokenized, each image's codes [token]. Every tokenization gives each image
+        a caption; the one that is most probable on the average over the tokenizations is kept.
+        """
+        words, end = self.vocabulary, self.text_tokenizer.eos_id
         settings = {
             "max_new_tokens": sampling.max_caption_tokens,
             "min_new_tokens": 1,
             "num_beams": sampling.num_beams,
             "do_sample": False,
-            "eos_token_id": self.text_tokenizer.eos_id,
+            "eos_token_id": end,
             "suppress_tokens": list(range(words.text_size, words.padded_size)),
         }
-        return [" ".join(self.text_tokenizer.decode(ids).split()) for ids in self._generate(prompts, settings)]
+        images = [[self._image(codes) for codes in tokenized] for tokenized in tokenizations]
+        captions = [self._generate(of_images, settings) for of_images in images]
+        if len(captions) > 1:
+            endings = [[[*ids, end] for ids in of_images] for of_images in captions]
+            scores = [torch.stack([self.log_likelihood(given, ending) for given in images]).mean(0) for ending in endings]
+            best = torch.stack(scores).argmax(0).tolist()
+        else:
+            best = [0] * len(images[0])
+        return [self._one_line(captions[choice][image]) for image, choice in enumerate(best)]
 
     def draw(self, prompts: Sequence[str], sampling: SamplingConfig) -> list[Tensor]:
         """The codes [token] of an image per prompt, sampled with classifier-free guidance (Eq. 7).
 
         logits = logits([IMG]) + guidance_scale x (logits(prompt [IMG]) - logits([IMG])). Only codes and [/IMG] can follow [IMG].
+        Of `num_candidates` images, the one after which the prompt is most probable as a caption is kept.
         """
-        words = self.vocabulary
+        words, end = self.vocabulary, self.text_tokenizer.eos_id
         settings = {
             "max_new_tokens": max(1, round(LONGEST_IMAGE * self.num_patches)),
             "min_new_tokens": max(1, round(SHORTEST_IMAGE * self.num_patches)),
@@ -94,10 +110,41 @@ class LanguageModel:
             "eos_token_id": words.image_end,
             "suppress_tokens": [*range(words.image_end), *range(words.size, words.padded_size)],
         }
+        texts = [self.text_tokenizer.encode(prompt) for prompt in prompts for _ in range(sampling.num_candidates)]
         with torch.random.fork_rng():
             torch.manual_seed(sampling.seed)
-            drawn = self._generate([[*self.text_tokenizer.encode(prompt), words.image_start] for prompt in prompts], settings)
-        return [torch.tensor(ids, device=self.model.device) - words.code_offset for ids in drawn]
+            drawn = self._generate([[*text, words.image_start] for text in texts], settings)
+        codes = [torch.tensor(ids, device=self.model.device) - words.code_offset for ids in drawn]
+        if sampling.num_candidates == 1:
+            return codes
+        scores = self.log_likelihood([self._image(candidate) for candidate in codes], [[*text, end] for text in texts])
+        best = scores.view(len(prompts), -1).argmax(1).tolist()
+        return [codes[prompt * sampling.num_candidates + choice] for prompt, choice in enumerate(best)]
+
+    @torch.inference_mode()
+    def log_likelihood(self, given: Sequence[list[int]], continuations: Sequence[list[int]]) -> Tensor:
+        """The log-probability [row] of each continuation's ids after the ids that are given."""
+        scores = []
+        for start in range(0, len(given), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            rows = [torch.tensor(before + after) for before, after in zip(given[batch], continuations[batch], strict=True)]
+            targets = [row.clone() for row in rows]
+            for target, before in zip(targets, given[batch], strict=True):
+                target[: len(before)] = IGNORED
+            self._check_room(max(map(len, rows)))
+            ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.model.device)  # what follows a row is never seen by it
+            labels = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED).to(self.model.device)
+            logits = self.model(ids).logits[:, :-1].float()
+            losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none")
+            scores.append(-losses.sum(1))
+        return torch.cat(scores)
+
+    def _image(self, codes: Tensor) -> list[int]:
+        words = self.vocabulary
+        return [words.image_start, *(codes + words.code_offset).tolist(), words.image_end]
+
+    def _one_line(self, ids: list[int]) -> str:
+        return " ".join(self.text_tokenizer.decode(ids).split())
 
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[list[int]], settings: dict[str, Any]) -> list[list[int]]:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from lavit_dist.checkpoint.pixel_decoding import LoadedDecoder, load_pixel_decoder
 from lavit_dist.config.generate import SamplingConfig
+from lavit_dist.data.image import normalise
 from lavit_dist.models.pixel_decoder import VaeLatents
 from lavit_dist.parallel.distributed import matmul_precision
 
@@ -22,6 +24,7 @@ class Painter:
         self.tokenizer, self.decoder, self.latents, self.scheduler = loaded
         self.num_inference_steps = sampling.num_inference_steps
         self.guidance_scale = sampling.decoder_guidance_scale
+        self.num_paintings = sampling.num_paintings
         self.batch_size = sampling.batch_size
         self.precision = sampling.precision
 
@@ -37,16 +40,33 @@ class Painter:
 
     @torch.inference_mode()
     def paint(self, codes: Sequence[Tensor], seed: int) -> list[Image.Image]:
-        """One picture per sequence of codes [token] (0 .. K - 1, at least one). The i-th starts from the i-th noise of `seed`."""
-        generator = torch.Generator().manual_seed(seed)
-        pictures = []
+        """One picture per sequence of codes [token] (0 .. K - 1, at least one).
+
+        The n-th painting of the i-th sequence starts from the i-th noise of seed + n; the painting that is most like what the codes
+        stand for is kept.
+        """
+        generators = [torch.Generator().manual_seed(seed + number) for number in range(self.num_paintings)]
+        pictures: list[Image.Image] = []
         for start in range(0, len(codes), self.batch_size):
             features = self.tokenizer.reconstruct(codes[start : start + self.batch_size])
-            noise = torch.stack([torch.randn(self.decoder.latent_shape, generator=generator) for _ in features])
-            with matmul_precision(self.precision):
-                latents = self.denoise(noise.to(features.device), features)
-            pictures += [to_picture(pixels) for pixels in self.latents.decode(latents)]
+            paintings = torch.stack([self._paint_once(features, generator) for generator in generators])
+            best = torch.zeros(len(features), dtype=torch.long)
+            if len(paintings) > 1:
+                best = torch.stack([self.likeness(painting, features) for painting in paintings]).argmax(0)
+            pictures += [to_picture(paintings[choice, index]) for index, choice in enumerate(best.tolist())]
         return pictures
+
+    def _paint_once(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.stack([torch.randn(self.decoder.latent_shape, generator=generator) for _ in features])
+        with matmul_precision(self.precision):
+            return self.latents.decode(self.denoise(noise.to(features.device), features))
+
+    def likeness(self, pixels: Tensor, features: Tensor) -> Tensor:
+        """Cosine [batch] of the tower's contrastive embeddings of pixels [batch, 3, height, width] in [-1, 1] and of features."""
+        encoder = self.tokenizer.encoder
+        size = encoder.config.image_size
+        seen = F.interpolate((pixels + 1) * 127.5, size=(size, size), mode="bicubic", antialias=True).clamp(0, 255)
+        return F.cosine_similarity(encoder.embed(normalise(seen)), encoder.embed_features(features), dim=-1)
 
     def denoise(self, noise: Tensor, features: Tensor) -> Tensor:
         """Latents [batch, channel, height, width] that the U-Net makes of `noise`, given features [batch, patch, width]."""

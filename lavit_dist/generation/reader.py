@@ -29,6 +29,14 @@ def tokenize_images(
     return TokenizedImages([codes for part in parts for codes in part.codes], torch.cat([part.keep_mask for part in parts]))
 
 
+def tokenize_repeatedly(
+    tokenizer: VisualTokenizer, keys: Sequence[str], pixel_values: Sequence[Tensor], *, seed: int, times: int, batch_size: int
+) -> list[TokenizedImages]:
+    """`times` tokenizations with independent selections; the first is that of `seed`."""
+    seeds = range(seed, seed + times)
+    return [tokenize_images(tokenizer, keys, pixel_values, seed=each, batch_size=batch_size) for each in seeds]
+
+
 def read_image(path: Path, size: int) -> Tensor:
     """The picture in a file as the tower's input [3, size, size]. Raises `UserError` naming a file that isn't a readable picture."""
     try:

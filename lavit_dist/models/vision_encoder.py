@@ -83,8 +83,12 @@ class VisionEncoder(nn.Module):
         return self(pixel_values)[:, 1:]
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """The contrastive embedding [batch, head_out], not normalised: `head` of the mean normalised patch feature.
+        """The contrastive embedding [batch, head_out] of images, not normalised."""
+        return self.embed_features(self.patch_features(pixel_values))
+
+    def embed_features(self, features: Tensor) -> Tensor:
+        """The same of patch features [batch, patch, width]: `head` of the mean normalised one.
 
         The mean, not the class token, so that contrastive training shapes the very features that the tokenizer reads.
         """
-        return self.head(self.norm(self.patch_features(pixel_values)).mean(1))
+        return self.head(self.norm(features).mean(1))

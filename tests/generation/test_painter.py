@@ -1,5 +1,6 @@
 """Painting: guidance as its formula says, the same picture in any batch, and a denoiser that knows the answer finds it."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,8 +58,20 @@ def test_a_picture_does_not_depend_on_its_batch():
     together, alone = (make_painter(batch_size=size).paint(codes, seed=3) for size in (3, 1))
     for first, second in zip(together, alone, strict=True):
         assert first.size == (16, 16)
-        difference = torch.tensor(first.getdata()).sub(torch.tensor(second.getdata())).abs()
-        assert difference.max() <= 1
+        assert np.abs(np.asarray(first, int) - np.asarray(second, int)).max() <= 1
+
+
+def test_of_several_paintings_the_one_most_like_its_features_is_kept():
+    codes = [torch.tensor([1, 2, 3]), torch.tensor([4, 5])]
+    singles = [make_painter().paint(codes, seed=seed) for seed in (7, 8, 9)]
+    painter = make_painter(num_paintings=3)
+    kept = painter.paint(codes, seed=7)
+    features = painter.tokenizer.reconstruct(codes)
+    for index, picture in enumerate(kept):
+        candidates = [np.asarray(painted[index]) for painted in singles]
+        pixels = torch.tensor(np.stack(candidates)).permute(0, 3, 1, 2) / 127.5 - 1
+        best = painter.likeness(pixels, features[index].expand(3, -1, -1)).argmax()
+        assert np.array_equal(np.asarray(picture), candidates[best])
 
 
 def test_a_perfect_prediction_of_the_noise_leads_to_the_image():
