@@ -57,8 +57,9 @@ def score_rows(results: Mapping[str, Any]) -> list[Score]:
 
 
 def _procedural_rows(results: Mapping[str, Any]) -> list[Score]:
-    scores = results["scores"]
-    captions, probe = scores["captions"], scores["probe"]
+    scores, attempts = results["scores"], results["repetitions"]
+    captions, single = scores["captions"], scores["single"]
+    candidates, paintings = attempts["num_candidates"], attempts["num_paintings"]
     drawn, rebuilt = len(results["text_to_image"]), len(results["reconstruction"])
     return [
         _share_row(
@@ -67,15 +68,24 @@ def _procedural_rows(results: Mapping[str, Any]) -> list[Score]:
             CAPTIONS,
             f"{len(results['captions'])} held-out images; colour {_percent(captions['colour'])}, shape"
             f" {_percent(captions['shape'])}; position {_percent(captions['position'])} of {captions['position_stated']} that state it,"
-            f" count {_percent(captions['count'])} of {captions['count_stated']}",
+            f" count {_percent(captions['count'])} of {captions['count_stated']}."
+            + _choice(attempts["num_tokenizations"] > 1, f"{attempts['num_tokenizations']} tokenizations", single["captions"]),
         ),
-        _judged_row("Drawn pictures: the same", scores["text_to_image"], probe, PICTURES, f"{drawn} held-out prompts"),
+        _judged_row(
+            "Drawn pictures: the same",
+            scores["text_to_image"],
+            scores["probe"],
+            PICTURES,
+            f"{drawn} held-out prompts",
+            _choice(candidates * paintings > 1, f"{candidates} drafts and {paintings} paintings", single["text_to_image"]),
+        ),
         _judged_row(
             "Reconstructions: the same",
             scores["reconstruction"],
-            probe,
+            scores["probe"],
             RECONSTRUCTIONS,
             f"{rebuilt} held-out images",
+            _choice(paintings > 1, f"{paintings} paintings", single["reconstruction"]),
         ),
         Score(
             "Tokens grow with objects",
@@ -87,9 +97,14 @@ def _procedural_rows(results: Mapping[str, Any]) -> list[Score]:
     ]
 
 
-def _judged_row(name: str, shares: Mapping[str, float], probe: Mapping[str, float], target: float, what: str) -> Score:
+def _choice(several: bool, attempts: str, single: Mapping[str, float]) -> str:
+    """How the best was chosen, and what a single attempt scores."""
+    return f" The best of {attempts}, by the models' own judgement; a single attempt: {_percent(single['all'])}." if several else ""
+
+
+def _judged_row(name: str, shares: Mapping[str, float], probe: Mapping[str, float], target: float, what: str, choice: str) -> Score:
     note = (
-        f"{what}; colour {_percent(shares['colour'])}, shape {_percent(shares['shape'])}."
+        f"{what}; colour {_percent(shares['colour'])}, shape {_percent(shares['shape'])}.{choice}"
         f" The probe on real renders: {_percent(probe['all'])} (colour {_percent(probe['colour'])}, shape {_percent(probe['shape'])})"
     )
     return _share_row(name, shares["all"], target, note)

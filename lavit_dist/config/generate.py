@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 from lavit_dist.config.base import config
@@ -56,6 +57,11 @@ class SamplingConfig:
         check(self.temperature > 0, f"temperature {self.temperature} must be above 0.")
         check(self.top_k >= 0, f"top_k {self.top_k} must not be negative; 0 takes all codes.")
         check(0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1.")
+
+
+def one_attempt(sampling: SamplingConfig) -> SamplingConfig:
+    """The same sampling where everything is tried once, and nothing is chosen."""
+    return dataclasses.replace(sampling, num_tokenizations=1, num_candidates=1, num_paintings=1)
 
 
 @config

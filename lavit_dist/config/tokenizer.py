@@ -38,17 +38,17 @@ class TrainTokenizerConfig:
     """Weight of the keep-ratio term, lambda in Eq. 4."""
     commitment_cost: float = 0.0
     """Weight of the term that draws vectors to their codes; 0 as in Eq. 4."""
-    selector_guidance: float = 0.0
-    """Weight, while the quantizer is off, of a term that draws each dropped patch's keep probability to its share of the
-    reconstruction error (see `guidance_loss`); 0 leaves Eq. 4 alone. A short training needs it: in a few hundred steps the gradient
-    through sampled selections alone is noise."""
+    selector_signal: Literal["straight_through", "reconstruction_error"] = "straight_through"
+    """What the selector learns from while the quantizer is off. `straight_through` is Eq. 1's gradient, as in the paper; in a few hundred
+    steps it is noise. With `reconstruction_error` patches are kept at random, at `keep_ratio`, and the selector learns which of the
+    dropped ones come back worst (see `guidance_loss`)."""
     freeze_selector: bool = False
     """Stop the selector's learning when the quantizer is switched on, as the authors did by one of their accounts, with its bias set so
     that the keep ratio is met exactly; False goes on with every module, as by the other (official issues 10 and 29)."""
     gumbel_temperature: float = 1.0
     """Temperature of the straight-through gradient of Eq. 1 (1 as in the released code)."""
     kmeans_batches: int = 8
-    """Batches whose vectors initialise the codebook by k-means."""
+    """Batches whose vectors initialise the codebook by k-means, and over which a frozen selector's bias is set."""
     feature_cache_bytes: int = 1 << 30
     """Memory per rank for the frozen features of images already seen, bytes."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -73,5 +73,4 @@ class TrainTokenizerConfig:
             0 < self.quantize_from < self.total_steps,
             f"quantize_from {self.quantize_from} must lie between 1 and total_steps - 1 = {self.total_steps - 1}.",
         )
-        check(self.selector_guidance >= 0, f"selector_guidance {self.selector_guidance} must not be negative.")
         check(self.gumbel_temperature > 0, f"gumbel_temperature {self.gumbel_temperature} must be above 0.")

@@ -13,8 +13,8 @@ class OptimizerConfig:
     """AdamW, or Muon beside it, with a warm-up and a decay."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`muon` takes Muon for the matrices of transformer blocks and AdamW for the rest; it needs each matrix whole on its rank, so
-    the language model, which shards them, does not offer it."""
+    """`muon` takes Muon for the matrices of transformer blocks and for the matrices and kernels of a U-Net's blocks, and AdamW for
+    the rest; it needs each whole on its rank, so the language model, which shards them, does not offer it."""
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = 0.02

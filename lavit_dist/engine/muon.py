@@ -1,7 +1,8 @@
-"""Muon for the matrices of transformer blocks, AdamW for everything else, as one optimizer that DeepSpeed takes."""
+"""Muon for the hidden matrices and convolutions of a network, AdamW for everything else, as one optimizer that DeepSpeed takes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +16,27 @@ MOMENTUM = 0.95
 """Muon's momentum (Jordan et al. 2024)."""
 
 
+HIDDEN = re.compile(r"(^|\.)(\w*blocks|mid_block)\.")
+"""Names of the weights inside transformer blocks and those of a diffusers U-Net."""
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
-    """torch's Muon and torch's AdamW behind one interface. Schedules scale both learning rates alike."""
+    """torch's Muon and torch's AdamW behind one interface. Schedules scale both learning rates alike.
+
+    A kernel [out, in, height, width] is moved as the matrix [out, in x height x width].
+    """
 
     def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
-        matrices = [parameter for name, parameter in module.named_parameters() if _takes_muon(name, parameter)]
-        chosen = {id(parameter) for parameter in matrices}
+        hidden = [parameter for name, parameter in module.named_parameters() if _takes_muon(name, parameter)]
+        chosen = {id(parameter) for parameter in hidden}
         rest = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
+        self.kernels = [(kernel, nn.Parameter(kernel.detach().flatten(1))) for kernel in hidden if kernel.dim() > 2]
+        """Kernels, and the same memory as matrices."""
+        matrices = [parameter for parameter in hidden if parameter.dim() == 2] + [matrix for _, matrix in self.kernels]
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(parameter_groups(rest, config.weight_decay), config.learning_rate, config.betas, config.eps),
+            torch.optim.AdamW(
+                parameter_groups(rest, config.weight_decay), config.learning_rate, config.betas, config.eps, fused=True
+            ),
             torch.optim.Muon(
                 matrices,
                 lr=config.muon_learning_rate,
@@ -36,6 +49,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for kernel, matrix in self.kernels:
+            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
         for part in self.parts:
             part.step()
 
@@ -49,5 +64,5 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def _takes_muon(name: str, parameter: nn.Parameter) -> bool:
-    """Muon is for hidden matrices: embeddings, heads and input projections stay with AdamW."""
-    return parameter.requires_grad and parameter.dim() == 2 and ".blocks." in f".{name}"
+    """Muon is for hidden weights: embeddings, heads and the first and last layers stay with AdamW."""
+    return parameter.requires_grad and parameter.dim() >= 2 and HIDDEN.search(name) is not None

@@ -39,14 +39,13 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 
 
 def deepspeed_optimizer(optimizer: OptimizerConfig) -> dict[str, Any]:
-    """The `optimizer` section of a DeepSpeed configuration: torch's AdamW on the CPU, DeepSpeed's fused AdamW on GPUs."""
-    return {
-        "type": "AdamW",
-        "params": {
-            "lr": optimizer.learning_rate,
-            "betas": list(optimizer.betas),
-            "eps": optimizer.eps,
-            "weight_decay": optimizer.weight_decay,
-            "torch_adam": not torch.cuda.is_available(),
-        },
+    """The `optimizer` section of a DeepSpeed configuration: torch's fused AdamW on the CPU, DeepSpeed's on GPUs."""
+    settings: dict[str, Any] = {
+        "lr": optimizer.learning_rate,
+        "betas": list(optimizer.betas),
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
     }
+    if not torch.cuda.is_available():
+        settings |= {"torch_adam": True, "fused": True}
+    return {"type": "AdamW", "params": settings}

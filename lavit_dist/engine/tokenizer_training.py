@@ -47,11 +47,21 @@ class TokenizerTraining:
         if step == config.quantize_from:
             self._switch_quantizer_on(step)
         features = self._features(step)
-        out = self.engine.module(features, self._noise(step, features), temperature=config.gumbel_temperature, quantize=quantize)
+        at_random = config.selector_signal == "reconstruction_error" and not quantize
+        out = self.engine.module(
+            features,
+            self._noise(step, features),
+            temperature=config.gumbel_temperature,
+            quantize=quantize,
+            random_keep_ratio=config.keep_ratio if at_random else None,
+        )
         reconstruction = reconstruction_loss(features, out.features)
         loss = reconstruction + config.rate_weight * rate_loss(out.keep_mask, config.keep_ratio)
-        if config.selector_guidance and not quantize:
-            loss = loss + config.selector_guidance * guidance_loss(features, out, config.keep_ratio)
+        figures: dict[str, float] = {}
+        if at_random:
+            guidance = guidance_loss(features, out, config.keep_ratio)
+            loss = loss + guidance
+            figures["selector_loss"] = guidance.item()
         if out.quantized is not None and config.commitment_cost:
             committed = (out.quantized.unit - self.tokenizer.quantizer.embedding(out.quantized.codes)).square().sum(-1).mean()
             loss = loss + config.commitment_cost * committed
@@ -63,6 +73,7 @@ class TokenizerTraining:
                 "keep_ratio": out.keep_mask.mean().item(),
                 "tokens_per_image": tokens.mean().item(),
                 "tokens_per_image_std": tokens.std().item(),
+                **figures,
             }
         )
         metrics |= self.engine.step(loss)

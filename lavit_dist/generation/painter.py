@@ -21,6 +21,7 @@ class Painter:
     """Paints the images that sequences of visual codes stand for."""
 
     def __init__(self, loaded: LoadedDecoder, sampling: SamplingConfig) -> None:
+        self.loaded = loaded
         self.tokenizer, self.decoder, self.latents, self.scheduler = loaded
         self.num_inference_steps = sampling.num_inference_steps
         self.guidance_scale = sampling.decoder_guidance_scale

@@ -21,9 +21,6 @@ INIT_STD = 0.02
 RELEASED_WIDTH = 1408
 """Standard deviation of the released modules' truncated-normal initial weights, and the width that it belongs to."""
 
-SCALINGS = 8
-"""Times that `guidance_loss` scales probabilities to their mean, since those cut at 1 lower it."""
-
 
 class TokenizedImages(NamedTuple):
     """Codes of a batch of images."""
@@ -127,14 +124,26 @@ class VisualTokenizer(nn.Module):
         assert self.tokenizer_encoder.vit_proj is not None
         return self.tokenizer_encoder.vit_proj(self.merger(features, keep_mask.to(features.dtype))[keep_mask])
 
-    def forward(self, features: Tensor, gumbel_noise: Tensor, *, temperature: float, quantize: bool) -> Reconstruction:
+    def forward(
+        self,
+        features: Tensor,
+        gumbel_noise: Tensor,
+        *,
+        temperature: float,
+        quantize: bool,
+        random_keep_ratio: float | None = None,
+    ) -> Reconstruction:
         """The differentiable path from frozen patch features [batch, patch, width] to their reconstruction.
 
         Every position is computed and masks say what is kept, so that the gradient of the reconstruction reaches the selector
-        both through the merger's masks and through the decoder's.
+        both through the merger's masks and through the decoder's. With `random_keep_ratio` every patch is kept with that
+        probability, whatever the selector says.
         """
         log_probs = self.selector(features)
-        keep_mask = select_straight_through(log_probs, gumbel_noise, temperature)
+        choice = log_probs
+        if random_keep_ratio is not None:
+            choice = log_probs.new_tensor([random_keep_ratio, 1 - random_keep_ratio]).log().expand_as(log_probs)
+        keep_mask = select_straight_through(choice, gumbel_noise, temperature)
         vectors = self.tokenizer_encoder.encode_task_layer(self.merger(features, keep_mask))
         kept = keep_mask.detach() > 0
         kept_vectors = vectors[kept]
@@ -156,16 +165,17 @@ def rate_loss(keep_mask: Tensor, target_keep_ratio: float) -> Tensor:
 
 
 def guidance_loss(target: Tensor, out: Reconstruction, target_keep_ratio: float) -> Tensor:
-    """Cross-entropy of dropped patches' keep probabilities against what their reconstruction error asks for, a scalar.
+    """Cross-entropy of dropped patches' keep probabilities against whether they should have been kept, a scalar.
 
-    A patch [batch, patch, width] that was dropped and came back badly should have been kept. Cubed errors, scaled to probabilities
-    with a mean of `target_keep_ratio` over the batch, are what to aim at: an image with more to tell gets more tokens.
+    Of the patches [batch, patch, width] that were dropped, those that came back worst should have been kept: a share of
+    `target_keep_ratio` over the whole batch, so that an image with more to tell gets more tokens. What is dropped should be drawn at
+    random (`random_keep_ratio`): where the selector draws it, what it keeps is never tested, and it runs away.
     """
     dropped = out.keep_mask.detach() == 0
-    error = (1 - F.cosine_similarity(target.float(), out.features.detach().float(), dim=-1)).pow(3)[dropped]
-    wanted = error / error.mean() * target_keep_ratio
-    for _ in range(SCALINGS):
-        wanted = (wanted * target_keep_ratio / wanted.mean()).clamp(max=1)
+    if not dropped.any():
+        return out.log_probs.new_zeros(())
+    error = 1 - F.cosine_similarity(target.float(), out.features.detach().float(), dim=-1)[dropped]
+    wanted = (error > torch.quantile(error, 1 - target_keep_ratio)).to(error.dtype)
     keep, drop = out.log_probs[dropped].unbind(-1)
     return -(wanted * keep + (1 - wanted) * drop).mean()
 

@@ -99,6 +99,7 @@ def test_an_evaluation_writes_scores_pictures_and_masks(launch, tiny_world, tmp_
     assert [len(results[part]) for part in ("captions", "text_to_image", "reconstruction")] == [8, 4, 4]
     for part in ("captions", "probe", "text_to_image", "reconstruction", "features"):
         assert all(0 <= results["scores"][part][name] <= 1 for name in ("colour", "shape", "all"))
+    assert results["scores"]["single"].keys() == {"captions", "text_to_image", "reconstruction"}
     assert -1 <= results["scores"]["tokens_and_objects"] <= 1
     assert 0 < results["codes"]["used"] <= 1
     assert sum(results["tokens"]["train"]["histogram"]) == results["tokens"]["train"]["images"] == 60

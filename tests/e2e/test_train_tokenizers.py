@@ -37,7 +37,7 @@ def settings(tiny_world: Path) -> dict[str, Path]:
             "tower": str(tiny_world / "tokenizer"),
             "quantize_from": 3,
             "kmeans_batches": 2,
-            "selector_guidance": 0.5,
+            "selector_signal": "reconstruction_error",
             "freeze_selector": True,
             "commitment_cost": 0.25,
         },

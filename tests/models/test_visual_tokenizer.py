@@ -15,8 +15,15 @@ from lavit_dist.config.model import (
 )
 from lavit_dist.models.merger import TokenMerger
 from lavit_dist.models.quantizer import VectorQuantizer, spherical_kmeans
-from lavit_dist.models.selector import gumbel_noise, keyed_gumbel_noise, select, select_straight_through
-from lavit_dist.models.visual_tokenizer import VisualTokenizer, initialise, rate_loss, reconstruction_loss
+from lavit_dist.models.selector import TokenSelector, gumbel_noise, keyed_gumbel_noise, select, select_straight_through
+from lavit_dist.models.visual_tokenizer import (
+    Reconstruction,
+    VisualTokenizer,
+    guidance_loss,
+    initialise,
+    rate_loss,
+    reconstruction_loss,
+)
 
 PATCHES, WIDTH = 16, 32
 CONFIG = VisualTokenizerConfig(
@@ -112,6 +119,55 @@ def test_the_rate_may_differ_between_images_but_not_on_average():
     uneven = torch.cat([torch.ones(1, 8), torch.zeros(2, 8)])
     assert rate_loss(uneven, 1 / 3).item() == pytest.approx(0, abs=1e-12)
     assert rate_loss(torch.ones(3, 8), 1 / 3).item() == pytest.approx(4 / 9)
+
+
+@given(st.integers(0, 2**31), st.floats(0.1, 0.9))
+@settings(max_examples=25, deadline=None)
+def test_guidance_asks_for_the_dropped_patches_that_came_back_worst(seed, share):
+    generator = torch.Generator().manual_seed(seed)
+    target, features = torch.randn(2, 3, PATCHES, 8, generator=generator)
+    log_probs = F.log_softmax(torch.randn(3, PATCHES, 2, generator=generator), -1).requires_grad_()
+    mask = (torch.rand(3, PATCHES, generator=generator) < 0.4).float()
+    guidance_loss(target, Reconstruction(features, log_probs, mask, features[mask > 0], None), share).backward()
+    asked = log_probs.grad[..., 0] < 0  # descent raises these patches' keep probability
+    assert not asked[mask > 0].any()
+    assert (log_probs.grad[mask > 0] == 0).all()
+    dropped = int((mask == 0).sum())
+    assert asked.sum() == pytest.approx(share * dropped, abs=1)
+    error = 1 - F.cosine_similarity(target, features, dim=-1)
+    others = error[(mask == 0) & ~asked]
+    assert not asked.any() or not len(others) or error[asked].min() >= others.max()
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.7])
+def test_patches_kept_at_random_follow_the_ratio_and_not_the_selector(tokenizer, ratio):
+    features = torch.randn(60, PATCHES, WIDTH)
+    out = tokenizer(features, noise(2, batch=60), temperature=1.0, quantize=False, random_keep_ratio=ratio)
+    assert out.keep_mask.mean().item() == pytest.approx(ratio, abs=0.05)
+    assert not out.keep_mask.requires_grad
+    assert out.log_probs.requires_grad
+
+
+def test_guidance_of_images_kept_whole_is_nothing():
+    log_probs = F.log_softmax(torch.randn(2, PATCHES, 2), -1)
+    features = torch.randn(2, PATCHES, 8)
+    whole = Reconstruction(features, log_probs, torch.ones(2, PATCHES), features.flatten(0, 1), None)
+    assert guidance_loss(features, whole, 1 / 3) == 0
+
+
+@given(st.integers(0, 2**31), st.floats(0.05, 0.9))
+@settings(max_examples=25, deadline=None)
+def test_a_calibrated_selector_keeps_the_share_that_is_asked_for(seed, share):
+    generator = torch.Generator().manual_seed(seed)
+    selector = TokenSelector(16)
+    features = 3 * torch.randn(40, PATCHES, 16, generator=generator)
+    with torch.no_grad():
+        before = selector(features)
+        selector.calibrate(before, share)
+        after = selector(features)
+    assert after[..., 0].exp().mean().item() == pytest.approx(share, abs=1e-3)
+    order = (before[..., 0] - before[..., 1]).flatten().argsort()
+    assert (((after[..., 0] - after[..., 1]).flatten()[order]).diff() >= -1e-5).all()
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40))

@@ -67,14 +67,17 @@ def make_run(root: Path, *, with_truth: bool) -> None:
     verdict = {"right": False, "seen": {"colour": "red", "shape": "square"}} if with_truth else {}
     shares = {"colour": 0.9, "shape": 0.8, "all": 0.75}
     tokens = {"images": 3, "keep_ratio": 0.5, "tokens_mean": 2.0, "tokens_std": 0.0, "histogram": [0, 0, 3, 0, 0]}
+    of_captions = {**shares, "position": 0.5, "position_stated": 2, "count": 1.0, "count_stated": 1}
     results = {
+        "repetitions": {"num_tokenizations": 4, "num_candidates": 2, "num_paintings": 1},
         "captions": [{"name": name, "captions": ["a <b>"], "generated": "a & c", "tokens": 2, **verdict} for name in names],
         "text_to_image": [{"name": name, "prompt": "<script>alert(1)</script>", **verdict} for name in names],
         "reconstruction": [{"name": name, "tokens": 2, **verdict} for name in names],
         "tokens": {"train": tokens, "heldout": tokens},
         "codes": {"used": 0.5, "perplexity": 1.9, "counts": [4, 2, 0, 0]},
         "scores": {
-            "captions": {**shares, "position": 0.5, "position_stated": 2, "count": 1.0, "count_stated": 1},
+            "captions": of_captions,
+            "single": {"captions": of_captions, "text_to_image": shares, "reconstruction": shares},
             "probe": shares,
             "text_to_image": shares,
             "reconstruction": shares,
@@ -105,6 +108,8 @@ def test_the_whole_page_needs_nothing_outside_itself(tmp_path: Path, with_truth:
     assert "&lt;script&gt;" in page
     assert ("seen: red square" in page) == with_truth
     assert ("Captions: colour and shape of the main object right" in page) == with_truth
+    assert ("best of 4 tokenizations" in page) == with_truth
+    assert "best of 1 paintings" not in page
     assert "1:05" in page
     assert "Share of patches kept" in page
 
