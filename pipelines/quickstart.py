@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -29,8 +30,6 @@ from pipelines.quickstart_stages import Stage, plan_stages
 
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 """The quickstart is a job for CPU cores, on machines with GPUs too."""
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-"""For each of several processes that share the cores."""
 INTERRUPTED = 130
 """Exit code after ctrl-C, as shells have it."""
 
@@ -61,7 +60,7 @@ def run(config: QuickstartConfig) -> None:
 
 def _run_stage(stage: Stage, root: Path, console: Console) -> None:
     log = root / "logs" / f"{stage.name}.log"
-    variables = ENVIRONMENT | (ONE_THREAD if stage.distributed else {})
+    variables = {**ENVIRONMENT, **_threads(stage)}
     records = read_stage_records(root)
     alone = " ".join([*(f"{key}={value}" for key, value in variables.items()), shlex.join(stage.command)])
     record = records.get(stage.name, StageRecord(title=stage.title, command=alone))
@@ -82,11 +81,16 @@ def _run_stage(stage: Stage, root: Path, console: Console) -> None:
         sys.exit(finished.returncode if finished.returncode > 0 else 128 - finished.returncode)
 
 
+def _threads(stage: Stage) -> dict[str, str]:
+    """Each of several processes takes its share of the cores."""
+    return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // stage.processes))} if stage.processes else {}
+
+
 def _executable(stage: Stage) -> list[str]:
     """The command with this environment's programs, and for deepspeed a port that no other run holds."""
     name, *rest = stage.command
     program = str(Path(sys.executable).with_name(name))
-    return [program, "--master_port", str(free_port()), *rest] if stage.distributed else [program, *rest]
+    return [program, "--master_port", str(free_port()), *rest] if stage.processes else [program, *rest]
 
 
 def _print_summary(stages: Sequence[Stage], root: Path, console: Console) -> None:

@@ -38,6 +38,8 @@ class Stage:
     """The same, resolved."""
     products: tuple[Path, ...]
     """What is there when it is done."""
+    processes: int = 0
+    """How many processes the deepspeed launcher starts of it; 0 starts the program itself."""
     depends_on_outside: bool = False
     """Whether it must look at its sources again even when its products are there, since others may change them."""
 
@@ -50,11 +52,6 @@ class Stage:
     def folder(self) -> str:
         """Where its products are."""
         return str(self.config.run_dir)
-
-    @property
-    def distributed(self) -> bool:
-        """Whether it runs in several processes under the deepspeed launcher."""
-        return self.program[0] == "deepspeed"
 
     @property
     def done(self) -> bool:
@@ -77,6 +74,7 @@ class _Planner:
         products: Sequence[str],
         *,
         folder: str = "",
+        processes: int = 0,
         depends_on_outside: bool = False,
         **settings: str | Path,
     ) -> Stage:
@@ -90,10 +88,11 @@ class _Planner:
         return Stage(
             name=name,
             title=title,
-            program=tuple(program.split()),
+            program=("deepspeed", "--quiet", "--num_gpus", str(processes), program) if processes else ("python", program),
             arguments=("--config", str(preset), *overrides),
             config=resolved,
             products=tuple(self.config.root / folder / product for product in products),
+            processes=processes,
             depends_on_outside=depends_on_outside,
         )
 
@@ -111,7 +110,7 @@ def plan_stages(config: QuickstartConfig) -> list[Stage]:
         make_pairs = stage(
             "ingest",
             "pairs",
-            "python data_prep/ingest.py",
+            "data_prep/ingest.py",
             IngestConfig,
             ["summary.json"],
             folder="pairs",
@@ -119,13 +118,13 @@ def plan_stages(config: QuickstartConfig) -> list[Stage]:
             source=config.data,
         )
     else:
-        make_pairs = stage("shapes", "pairs", "python data_prep/make_shapes.py", MakeShapesConfig, ["summary.json"], folder="pairs")
+        make_pairs = stage("shapes", "pairs", "data_prep/make_shapes.py", MakeShapesConfig, ["summary.json"], folder="pairs")
     return [
         make_pairs,
         stage(
             "text_tokenizer",
             "text tokenizer",
-            "python data_prep/train_text_tokenizer.py",
+            "data_prep/train_text_tokenizer.py",
             TrainTextTokenizerConfig,
             ["tokenizer.json"],
             folder="text_tokenizer",
@@ -134,7 +133,7 @@ def plan_stages(config: QuickstartConfig) -> list[Stage]:
         stage(
             "tower",
             "vision tower",
-            "python launcher/train_tower.py",
+            "launcher/train_tower.py",
             TrainTowerConfig,
             ["model"],
             folder="tower",
@@ -144,7 +143,7 @@ def plan_stages(config: QuickstartConfig) -> list[Stage]:
         stage(
             "tokenizer",
             "visual tokenizer",
-            "python launcher/train_tokenizer.py",
+            "launcher/train_tokenizer.py",
             TrainTokenizerConfig,
             ["model"],
             folder="tokenizer",
@@ -154,7 +153,7 @@ def plan_stages(config: QuickstartConfig) -> list[Stage]:
         stage(
             "pretokenize",
             "ids of all pairs, on Ray",
-            "python data_prep/pretokenize.py",
+            "data_prep/pretokenize.py",
             PretokenizeConfig,
             ["train/manifest.json", "heldout/manifest.json"],
             folder="ids",
@@ -165,10 +164,11 @@ def plan_stages(config: QuickstartConfig) -> list[Stage]:
         stage(
             "pretrain",
             "language model",
-            f"deepspeed --quiet --num_gpus {config.pretrain_processes} launcher/pretrain.py",
+            "launcher/pretrain.py",
             PretrainConfig,
             ["model"],
             folder="pretrain",
+            processes=config.pretrain_processes,
             ids=root / "ids/train",
             text_tokenizer=text_tokenizer,
             visual_tokenizer=tokenizer,
@@ -176,17 +176,18 @@ def plan_stages(config: QuickstartConfig) -> list[Stage]:
         stage(
             "decoder",
             "pixel decoder",
-            f"deepspeed --quiet --num_gpus {config.decoder_processes} launcher/train_decoder.py",
+            "launcher/train_decoder.py",
             TrainDecoderConfig,
             ["model"],
             folder="decoder",
+            processes=config.decoder_processes,
             pairs=pairs / "train",
             tokenizer=tokenizer,
         ),
         stage(
             "evaluate",
             "captions, pictures, scores",
-            "python launcher/evaluate.py",
+            "launcher/evaluate.py",
             EvaluateConfig,
             ["results.json"],
             folder="evaluation",
@@ -195,5 +196,5 @@ def plan_stages(config: QuickstartConfig) -> list[Stage]:
             decoder=root / "decoder/model",
             language_model=root / "pretrain/model",
         ),
-        stage("report", "report", "python launcher/report.py", ReportConfig, ["report.html"], depends_on_outside=True),
+        stage("report", "report", "launcher/report.py", ReportConfig, ["report.html"], depends_on_outside=True),
     ]
