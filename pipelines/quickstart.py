@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
@@ -39,6 +40,19 @@ def run(config: QuickstartConfig) -> None:
     stages = plan_stages(config)
     for stage in stages:
         RunFolder(stage.folder).check_config(stage.config)
+    config.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(config.root / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"Another quickstart is at work in {config.root}; wait for it, or take another folder: make quickstart RUN=FOLDER."
+        ) from None
+    with lock:
+        _run_stages(config, stages)
+
+
+def _run_stages(config: QuickstartConfig, stages: Sequence[Stage]) -> None:
     save_config(config, config.root / "quickstart.yaml")
     console = Console(highlight=False, soft_wrap=True)
     made: Stage | None = None

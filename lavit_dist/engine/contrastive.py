@@ -37,8 +37,7 @@ class ContrastiveTraining:
         ids, mask = self._encode(batch.captions)
         pictures, captions, scale = self.engine.module(batch.pixel_values.to(device()), ids, mask)
         pictures, captions = gather_with_gradient(pictures.float()), gather_with_gradient(captions.float())
-        texts = gather(torch.tensor([stable_hash(caption) >> 1 for caption in batch.captions], device=device()))
-        same = texts[:, None] == texts[None]
+        same = _equal(batch.captions) | _equal(batch.keys)
         loss = contrastive_loss(pictures, captions, scale, same)
         accuracy = same.gather(1, (pictures @ captions.t()).argmax(-1, keepdim=True)).float().mean()
         metrics = {"loss": loss.item(), "retrieval_accuracy": accuracy.item()}
@@ -56,3 +55,9 @@ class ContrastiveTraining:
         lengths = torch.tensor([len(row) for row in rows])
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return ids.to(device()), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device())
+
+
+def _equal(words: Sequence[str]) -> Tensor:
+    """Bools [pair, pair] over the global batch, of which `words` is this rank's share: which of them are the same."""
+    hashes = gather(torch.tensor([stable_hash(word) >> 1 for word in words], device=device()))
+    return hashes[:, None] == hashes[None]

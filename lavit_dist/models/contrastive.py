@@ -35,8 +35,8 @@ class ContrastiveModel(nn.Module):
 def contrastive_loss(pictures: Tensor, captions: Tensor, scale: Tensor, same: Tensor) -> Tensor:
     """Symmetric cross-entropy over all pairs of unit embeddings [pair, head_out].
 
-    `same` [pair, pair] bools marks captions that are equal in text: each of them is as right as the picture's own, and the target
-    is spread over them.
+    `same` [pair, pair] bools marks captions that are as right for a picture as its own, equal ones and others of the same picture: the
+    target is spread over them.
     """
     logits = scale * pictures @ captions.t()
     target = same.to(logits.dtype)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lavit_dist.config import load_config, to_dict
 from lavit_dist.config.quickstart import QuickstartConfig
@@ -66,6 +67,15 @@ def test_a_wrong_setting_of_any_stage_is_said_before_anything_runs(tmp_path: Pat
         plan_stages(load_config(QuickstartConfig, PRESET, [f"run_dir={tmp_path / 'run'}", argument]))
     assert sentence in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_two_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"):
+        finished = quickstart(tmp_path, *SMALL)
+    assert finished.returncode == 2
+    assert finished.stderr.count("\n") == 1
+    assert f"Another quickstart is at work in {tmp_path}" in finished.stderr
+    assert not (tmp_path / "pairs").exists()
 
 
 def test_a_stage_that_fails_is_named_and_those_before_it_are_kept(tmp_path: Path) -> None:
