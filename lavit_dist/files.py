@@ -28,6 +28,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def sync_tree(folder: Path) -> None:
+    """Makes every file beneath `folder`, and the names of all of them, durable."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

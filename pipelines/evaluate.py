@@ -12,7 +12,7 @@ RUN_DIR/results.json               written last:
     reconstruction      a list of {name, key, tokens}, and the same
     tokens              per split {images, keep_ratio, tokens_mean, tokens_std, histogram (images with 0, 1, … tokens)}
     codes               {used (share of the codebook over the training split), perplexity, counts (per code)}
-    scores              null for pairs without the ground truth of procedural scenes, else those of `evaluation_scores`
+    scores              null for pairs without the ground truth of procedural scenes, else those of `lavit_dist.evaluation.scores`
     repetitions         of how many attempts the models themselves chose each caption, drawn image and painting
     seconds             wall time of each part
 """
@@ -35,9 +35,11 @@ from lavit_dist.checkpoint.official import tokenizer_digest
 from lavit_dist.config.evaluate import EvaluateConfig
 from lavit_dist.config.generate import REPETITIONS, SamplingConfig, one_attempt
 from lavit_dist.data.image import to_image
-from lavit_dist.data.pairs import PairDataset, PairSample, epoch_order, list_shards
+from lavit_dist.data.manifest import load_manifest
+from lavit_dist.data.pairs import SPLITS, PairDataset, PairSample, epoch_order, list_shards
 from lavit_dist.data.quarantine import SampleError
 from lavit_dist.engine.run_folder import RunFolder
+from lavit_dist.evaluation.scores import Attempt, Judge, has_truth, scores_of_tokens
 from lavit_dist.evaluation.tokenizer_health import IdStatistics, describe_codes, describe_tokens
 from lavit_dist.files import write_atomically
 from lavit_dist.generation.language_model import LanguageModel
@@ -46,13 +48,11 @@ from lavit_dist.generation.reader import tokenize_repeatedly
 from lavit_dist.models.visual_tokenizer import TokenizedImages
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.parallel.distributed import device
-from pipelines.evaluation_scores import Attempt, Judge, has_truth, scores_of_tokens
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 FORMAT_VERSION = 2
 RESULTS = "results.json"
-SPLITS = ("train", "heldout")
 
 
 def run(config: EvaluateConfig) -> None:
@@ -78,12 +78,15 @@ class Evaluation:
         self.config = config
         self.root = Path(config.run_dir)
         self.seconds: dict[str, float] = {}
+        digest = tokenizer_digest(config.decoder)
+        for split in SPLITS:
+            load_manifest(Path(config.ids) / split).check_tokenizers(visual_tokenizer=digest)
         self.statistics = {split: IdStatistics(Path(config.ids) / split) for split in SPLITS}
         self.painter = Painter.load(config.decoder, config, device())
         self.tokenizer = self.painter.tokenizer
         self.language_model = LanguageModel.load(
             config.language_model,
-            visual_tokenizer_digest=tokenizer_digest(config.decoder),
+            visual_tokenizer_digest=digest,
             num_patches=self.tokenizer.config.encoder.num_patches,
             batch_size=config.batch_size,
             device=device(),
@@ -194,8 +197,7 @@ class Evaluation:
     def tokenize(self, samples: Sequence[PairSample], pixels: Sequence[Tensor]) -> list[TokenizedImages]:
         """`num_tokenizations` tokenizations; the first gives the codes that pretokenize made of the same pairs."""
         keys = [sample.key for sample in samples]
-        seed, times, size = self.config.seed, self.config.num_tokenizations, self.config.batch_size
-        return tokenize_repeatedly(self.tokenizer, keys, pixels, seed=seed, times=times, batch_size=size)
+        return tokenize_repeatedly(self.tokenizer, keys, pixels, self.config, self.config.num_tokenizations)
 
     @torch.no_grad()
     def encode(self, pixels: Sequence[Tensor]) -> Tensor:

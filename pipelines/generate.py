@@ -125,7 +125,7 @@ def _read(
     """The images' pixels, and `times` tokenizations of them."""
     pixels = [read_image(Path(image), tokenizer.config.encoder.image_size) for image in images]
     keys = [Path(image).stem for image in images]
-    return pixels, tokenize_repeatedly(tokenizer, keys, pixels, seed=config.seed, times=times, batch_size=config.batch_size)
+    return pixels, tokenize_repeatedly(tokenizer, keys, pixels, config, times)
 
 
 def _save_pictures(out: Path, pictures: Sequence[Image.Image]) -> list[str]:

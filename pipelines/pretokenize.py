@@ -8,6 +8,7 @@ RUN_DIR/SPLIT/manifest.json                   the shards of the split; it appear
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -96,9 +97,12 @@ def describe_encoding(config: PretokenizeConfig) -> Encoding:
 
 
 def plan_jobs(root: Path, splits: Mapping[str, Sequence[Path]], inputs_per_shard: int) -> list[ShardJob]:
-    """Consecutive tars to numbered shards, per split."""
+    """Consecutive tars to numbered shards, per split; paths are absolute, since a cluster's actors have folders of their own."""
+    root = root.absolute()
     return [
-        ShardJob(root / split / f"shard-{number:05d}.arrow", tuple(tars[start : start + inputs_per_shard]))
+        ShardJob(
+            root / split / f"shard-{number:05d}.arrow", tuple(tar.absolute() for tar in tars[start : start + inputs_per_shard])
+        )
         for split, tars in splits.items()
         for number, start in enumerate(range(0, len(tars), inputs_per_shard))
     ]
@@ -156,6 +160,8 @@ def _finished(job: ShardJob, encoding: Encoding, *, verify_inputs: bool) -> Shar
 
 def _run_on_ray(jobs: Mapping[str, ShardJob], config: PretokenizeConfig, encoding: Encoding) -> list[Outcome]:
     """Runs the jobs and logs how far they are."""
+    tokenizer, text_tokenizer = (str(Path(folder).absolute()) for folder in (config.tokenizer, config.text_tokenizer))
+    config = dataclasses.replace(config, tokenizer=tokenizer, text_tokenizer=text_tokenizer)
     outcomes: list[Outcome] = []
     images = 0
     with ray_cluster(config.ray):

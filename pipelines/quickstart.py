@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +50,9 @@ def run(config: QuickstartConfig) -> None:
         raise UserError(
             f"Another quickstart is at work in {config.root}; wait for it, or take another folder: make quickstart RUN=FOLDER."
         ) from None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))  # by way of run_watched, which ends the stage
     with lock:
         _run_stages(config, stages)
 
@@ -67,28 +72,29 @@ def _run_stages(config: QuickstartConfig, stages: Sequence[Stage]) -> None:
                 )
             console.print(f"already there: {stage.folder}")
             continue
-        _run_stage(stage, config.root, console)
+        _run_stage(stage, config.root, console, counted=not was_done)
         made = made if was_done else stage
     _print_summary(stages, config.root, console)
 
 
-def _run_stage(stage: Stage, root: Path, console: Console) -> None:
+def _run_stage(stage: Stage, root: Path, console: Console, *, counted: bool) -> None:
+    """Runs the stage; if `counted`, its time and memory go to the records, those of an attempt that was cut short too."""
     log = root / "logs" / f"{stage.name}.log"
     variables = {**ENVIRONMENT, **_threads(stage)}
     records = read_stage_records(root)
     alone = " ".join([*(f"{key}={value}" for key, value in variables.items()), shlex.join(stage.command)])
     record = records.get(stage.name, StageRecord(title=stage.title, command=alone))
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
+    start = time.perf_counter()
     try:
-        finished = run_watched(
-            _executable(stage),
-            log,
-            {**os.environ, "PYTHONUNBUFFERED": "1", **variables},
-            lambda line: console.print(line, markup=False),
-        )
+        finished = run_watched(_executable(stage), log, environment, lambda line: console.print(line, markup=False))
     except KeyboardInterrupt:
+        if counted:
+            write_stage_records(root, {**records, stage.name: record.after(time.perf_counter() - start, 0)})
         console.print(f"\nInterrupted in the stage [bold]{stage.title}[/bold]; the same command goes on from there.")
         sys.exit(INTERRUPTED)
-    write_stage_records(root, {**records, stage.name: record.after(finished.seconds, finished.peak_memory)})
+    if counted:
+        write_stage_records(root, {**records, stage.name: record.after(finished.seconds, finished.peak_memory)})
     if finished.returncode:
         console.print(f"\n[bold red]The stage {stage.title} failed with exit code {finished.returncode}.[/bold red]")
         console.print(f"its log:   {log}\nit alone:  {alone}", markup=False)

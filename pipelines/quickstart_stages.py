@@ -19,7 +19,9 @@ from lavit_dist.config.report import ReportConfig
 from lavit_dist.config.text_tokenizer import TrainTextTokenizerConfig
 from lavit_dist.config.tokenizer import TrainTokenizerConfig
 from lavit_dist.config.tower import TrainTowerConfig
-from lavit_dist.errors import UserError
+from lavit_dist.errors import UserError, check
+from lavit_dist.parallel.apex import check_apex
+from lavit_dist.parallel.topology import Layout
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,21 @@ class _Planner:
 
 def plan_stages(config: QuickstartConfig) -> list[Stage]:
     """All stages with their settings, resolved and checked. Raises `UserError` for a wrong one before anything has run."""
+    check_apex()
+    stages = _plan(config)
+    by_name = {stage.name: stage.config for stage in stages}
+    pretrain, decoder = by_name["pretrain"], by_name["decoder"]
+    layout = Layout.of(pretrain.parallel, config.pretrain_processes)
+    layout.check_batch(pretrain.global_batch_size, pretrain.micro_batch_size)
+    check(
+        decoder.global_batch_size % config.decoder_processes == 0,
+        f"Stage decoder: global_batch_size {decoder.global_batch_size} can't be shared out to decoder_processes"
+        f" {config.decoder_processes}; choose a number that divides it.",
+    )
+    return stages
+
+
+def _plan(config: QuickstartConfig) -> list[Stage]:
     root, stage = config.root, _Planner(config).stage
     pairs, text_tokenizer, tower, tokenizer = (
         root / "pairs",

@@ -35,7 +35,7 @@ CURVES = {
         "Visual tokenizer: share of patches kept": {"keep_ratio": "kept"},
     },
     "pretrain": {"Language model: cross-entropy per token": {"text_loss": "text", "image_loss": "image"}},
-    "decoder": {"Decoder: squared error of the noise": {"loss": "loss"}},
+    "decoder": {"Decoder: weighted squared error of what it predicts": {"loss": "loss"}},
 }
 """Charts of each training stage: title, and per metric the name of its curve."""
 

@@ -23,8 +23,9 @@ def scores_note(results: Mapping[str, Any]) -> str:
             " Sizes and steps are those of a short demonstration."
         )
     return (
-        "Held-out images show combinations of attributes that no training pair has. Pictures are judged by a probe: a small"
-        f" classifier over the vision tower's features, trained on real training images. On {len(results['captions'])} real held-out"
+        "Held-out images are scenes that training never saw, in the default set of combinations of attributes that no training pair has."
+        " Pictures are judged by a probe: a small classifier over the vision tower's features, trained on real training images. On"
+        f" {max(len(results['captions']), len(results['text_to_image']))} real held-out"
         f" images the probe itself names colour and shape of the main object right in {_percent(scores['probe']['all'])}."
     )
 

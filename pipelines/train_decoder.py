@@ -20,6 +20,7 @@ from lavit_dist.models.pixel_decoder import Latents, PixelDecoder, PixelFolding,
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.metrics import MetricsCallback
+from lavit_dist.parallel.apex import check_apex
 from lavit_dist.parallel.distributed import init_distributed, rank, seed_everything, world_size
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 def run(config: TrainDecoderConfig) -> None:
     """Trains, or resumes, or says that the decoder is already there; RUN_DIR/model holds it beside the tokenizer."""
     setup_logging()
+    check_apex()
     folder = RunFolder(config.run_dir)
     folder.check_config(config)
     if folder.done:

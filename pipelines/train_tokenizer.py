@@ -12,9 +12,11 @@ from lavit_dist.data.pairs import PairBatches, PairDataset, list_shards
 from lavit_dist.engine.loop import run_training
 from lavit_dist.engine.run_folder import RunFolder
 from lavit_dist.engine.tokenizer_training import TokenizerTraining
-from lavit_dist.models.visual_tokenizer import VisualTokenizer, initialise
+from lavit_dist.models.initialisation import initialise
+from lavit_dist.models.visual_tokenizer import VisualTokenizer
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.metrics import MetricsCallback
+from lavit_dist.parallel.apex import check_apex
 from lavit_dist.parallel.distributed import init_distributed, rank, seed_everything, world_size
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 def run(config: TrainTokenizerConfig) -> None:
     """Trains, or resumes, or says that the tokenizer is already there; RUN_DIR/model/visual_tokenizer holds it."""
     setup_logging()
+    check_apex()
     folder = RunFolder(config.run_dir)
     folder.check_config(config)
     if folder.done:

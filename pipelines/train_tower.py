@@ -14,11 +14,12 @@ from lavit_dist.engine.contrastive import ContrastiveTraining
 from lavit_dist.engine.loop import run_training
 from lavit_dist.engine.run_folder import RunFolder
 from lavit_dist.models.contrastive import ContrastiveModel
+from lavit_dist.models.initialisation import initialise
 from lavit_dist.models.text_encoder import TextEncoder
 from lavit_dist.models.vision_encoder import VisionEncoder
-from lavit_dist.models.visual_tokenizer import initialise
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.metrics import MetricsCallback
+from lavit_dist.parallel.apex import check_apex
 from lavit_dist.parallel.distributed import init_distributed, rank, seed_everything, world_size
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 def run(config: TrainTowerConfig) -> None:
     """Trains, or resumes, or says that the tower is already there; RUN_DIR/model/visual_tokenizer holds it."""
     setup_logging()
+    check_apex()
     folder = RunFolder(config.run_dir)
     folder.check_config(config)
     if folder.done:

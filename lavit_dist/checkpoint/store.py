@@ -1,7 +1,7 @@
 """Checkpoint folders that are whole or absent: temporary name, fsync, digests, rename, then `latest`.
 
 ROOT/latest               the name of the newest step folder
-ROOT/step-00001000/       what the trainable wrote, and manifest.json with each file's size and sha256
+ROOT/step-00001000/       what the trainable wrote, and manifest.json with the number of ranks and each file's size and sha256
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lavit_dist.errors import UserError
 from lavit_dist.files import sha256, sync_folder, write_atomically
-from lavit_dist.parallel.distributed import barrier, rank
+from lavit_dist.parallel.distributed import barrier, rank, world_size
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -29,6 +29,8 @@ class SavedStep:
 
     step: int
     folder: Path
+    ranks: int
+    """How many processes wrote it."""
 
 
 class CheckpointStore:
@@ -82,12 +84,16 @@ class CheckpointStore:
                 f"{pointer} names the checkpoint {folder.name}, which is missing or has no {MANIFEST};"
                 f" write the name of a complete step-* folder into {pointer}, or remove it to start afresh."
             )
-        return SavedStep(step=int(json.loads((folder / MANIFEST).read_text())["step"]), folder=folder)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return SavedStep(step=int(manifest["step"]), folder=folder, ranks=int(manifest["ranks"]))
 
     def prune(self, keep_last: int) -> None:
-        """Deletes all but the newest `keep_last` steps, and folders that a crash left half-written."""
+        """Deletes all but the newest `keep_last` steps, those after `latest`, and folders that a crash left half-written."""
         if rank() == 0:
-            for folder in sorted(self.root.glob("step-*"))[:-keep_last]:
+            latest = (self.root / LATEST).read_text().strip()
+            steps = sorted(self.root.glob("step-*"))
+            until_latest = [folder for folder in steps if folder.name <= latest]
+            for folder in set(steps) - set(until_latest[-keep_last:]):
                 shutil.rmtree(folder)
             for folder in self.root.glob(".step-*.tmp"):
                 shutil.rmtree(folder)
@@ -110,4 +116,4 @@ def _write_manifest(folder: Path, step: int) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    write_atomically(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
+    write_atomically(folder / MANIFEST, json.dumps({"step": step, "ranks": world_size(), "files": files}, indent=1).encode())

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import dataclass_transform
 
 from lavit_dist.errors import UserError
+from lavit_dist.files import write_atomically
 
 T = TypeVar("T")
 
@@ -66,8 +67,7 @@ def to_dict(value: Any) -> dict[str, Any]:
 
 def save_config(value: Any, path: Path) -> None:
     """Writes the resolved configuration as YAML; `load_config` reads it back to an equal value."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True))
+    write_atomically(path, yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True).encode())
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:

@@ -26,6 +26,8 @@ class TrainDecoderConfig:
     """Folder of a diffusers U-Net to start from, such as stable-diffusion-v1-5/unet; None starts from random weights."""
     image_size: int = 512
     """Height and width of the painted image, pixels (512 for Stable Diffusion 1.5); the tower sees its own size."""
+    selection: Literal["gumbel", "argmax"] = "gumbel"
+    """How patches are chosen, as in pretokenize: at random by the selector's probabilities, or the most probable."""
     seed: int = 0
     """Seed of weights, data order, patch selection and diffusion noise."""
     total_steps: int = 20_000
@@ -70,6 +72,15 @@ class TrainDecoderConfig:
             " model.block_out_channels ask for; choose a multiple.",
         )
         check(0 <= self.condition_dropout < 1, f"condition_dropout {self.condition_dropout} must be at least 0 and below 1.")
+        check(
+            self.optimizer.name == "adamw" or self.zero_stage == 0,
+            f"optimizer.name {self.optimizer.name} needs every matrix whole on its rank, which zero_stage {self.zero_stage} does not"
+            " leave; set zero_stage to 0, or optimizer.name to adamw.",
+        )
+        check(
+            self.loss_weighting == "min_snr" or self.snr_floor == 0,
+            f"snr_floor {self.snr_floor} has no meaning with loss_weighting {self.loss_weighting}; set loss_weighting to min_snr.",
+        )
         check(0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay} must be at least 0 and below 1.")
         check(
             0 <= self.snr_floor <= self.snr_gamma > 0,

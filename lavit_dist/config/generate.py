@@ -18,6 +18,8 @@ class SamplingConfig:
 
     seed: int = 0
     """Seed of patch selection, of sampled codes and of the diffusion's starting noise."""
+    selection: Literal["gumbel", "argmax"] = "gumbel"
+    """How patches are chosen, as in pretokenize: at random by the selector's probabilities, or the most probable."""
     num_beams: int = 2
     """Beams of a caption's search (2 in the released code); 1 is greedy."""
     max_caption_tokens: int = 64
@@ -54,6 +56,10 @@ class SamplingConfig:
             check(getattr(self, name) >= 1, f"{name} {getattr(self, name)} must be at least 1.")
         for name in ("guidance_scale", "decoder_guidance_scale"):
             check(getattr(self, name) >= 1, f"{name} {getattr(self, name)} must be at least 1, which turns guidance off.")
+        check(
+            self.selection == "gumbel" or self.num_tokenizations == 1,
+            f"num_tokenizations {self.num_tokenizations} would all be the same with selection {self.selection}; set it to 1.",
+        )
         check(self.temperature > 0, f"temperature {self.temperature} must be above 0.")
         check(self.top_k >= 0, f"top_k {self.top_k} must not be negative; 0 takes all codes.")
         check(0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1.")

@@ -86,6 +86,10 @@ class PretrainConfig:
         )
 
     def _check_parallel(self) -> None:
+        check(
+            self.optimizer.name == "adamw",
+            f"optimizer.name {self.optimizer.name} needs every matrix whole on its rank, but the language model's are sharded; choose adamw.",
+        )
         tensor, pipeline = self.parallel.tensor_parallel_size, self.parallel.pipeline_parallel_size
         for name in ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size"):
             count = getattr(self.model, name)

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lavit_dist.data.quarantine import SampleError
@@ -61,6 +62,13 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 def denormalise(pixel_values: torch.Tensor) -> torch.Tensor:
     """Undoes `normalise`: [..., 3, H, W] to shares of full intensity, 0 to 1 for what was a picture."""
     return pixel_values * _channels(IMAGE_STD).to(pixel_values) + _channels(IMAGE_MEAN).to(pixel_values)
+
+
+def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """Square pictures [batch, 3, H, H] at another size, by bicubic interpolation, which may overshoot their range."""
+    if pixels.shape[-1] == size:
+        return pixels
+    return F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
 
 
 def preprocess(image: Image.Image, size: int) -> torch.Tensor:

@@ -38,10 +38,11 @@ class PairSample:
 class PairBatch:
     """One rank's share of a global batch; `pixel_values` is float32 [batch, 3, H, W]."""
 
+    indices: list[int]
+    """Their places in the dataset, which tell apart pairs of different tars that have the same key."""
     keys: list[str]
     pixel_values: torch.Tensor
     captions: list[str]
-    metadata: list[dict[str, Any]]
 
 
 def list_shards(folder: str | Path) -> list[Path]:
@@ -144,22 +145,25 @@ class PairBatches:
         A picture that can't be decoded gives way to the next one of its epoch's order; it is logged once and kept in `quarantined`.
         """
         first = step * self.global_batch_size
-        picked, pixels, captions = [], [], []
+        indices: list[int] = []
+        keys, pixels, captions = [], [], []
         for position in range(first + self.rank, first + self.global_batch_size, self.world_size):
             epoch, place = divmod(position, len(self.dataset))
-            sample, values = self._readable(epoch, place)
-            picked.append(sample)
+            index, values = self._readable(epoch, place)
+            sample = self.dataset.samples[index]
+            indices.append(index)
+            keys.append(sample.key)
             pixels.append(values)
             captions.append(sample.captions[stable_hash("caption", self.seed, epoch, sample.key) % len(sample.captions)])
-        return PairBatch([sample.key for sample in picked], torch.stack(pixels), captions, [sample.metadata for sample in picked])
+        return PairBatch(indices, keys, torch.stack(pixels), captions)
 
-    def _readable(self, epoch: int, place: int) -> tuple[PairSample, torch.Tensor]:
+    def _readable(self, epoch: int, place: int) -> tuple[int, torch.Tensor]:
         order = self._order(epoch)
         for offset in range(len(order)):
             index = int(order[(place + offset) % len(order)])
             sample = self.dataset.samples[index]
             try:
-                return sample, self.dataset.pixels(index)
+                return index, self.dataset.pixels(index)
             except SampleError as error:
                 if sample.key not in self.quarantined:
                     self.quarantined[sample.key] = Quarantined.of(sample.key, "decode", error)

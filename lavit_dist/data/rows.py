@@ -198,11 +198,6 @@ class GlobalBatches:
         self.rows = rows
         self.global_batch_size = global_batch_size
 
-    @property
-    def total_tokens(self) -> int:
-        """`RowDataset.total_tokens`."""
-        return self.rows.total_tokens
-
     def supervised_tokens(self, step: int) -> int:
         """Tokens of the global batch that have a label."""
         first = step * self.global_batch_size

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from lavit_dist.config.decoder import TrainDecoderConfig
 from lavit_dist.data.hashing import stable_hash
-from lavit_dist.data.image import denormalise
+from lavit_dist.data.image import denormalise, resized
 from lavit_dist.data.pairs import PairBatches
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache
@@ -72,7 +71,7 @@ class DecoderTraining:
     def train_step(self, step: int) -> Mapping[str, float]:
         batch = self.batches.batch(step)
         pixel_values = batch.pixel_values.to(device())
-        features = self.features(batch.keys, pixel_values)
+        features = self.features(batch.indices, batch.keys, pixel_values)
         painted = resized(pixel_values, self.config.image_size)
         clean = self.latents.encode((2 * denormalise(painted) - 1).clamp(-1, 1))
         draws = draw(step, clean.shape, self.config)
@@ -100,9 +99,11 @@ class DecoderTraining:
     def _reconstruct(self, keys: Sequence[str], pixel_values: Tensor) -> Tensor:
         """Features [batch, patch, width] that the tokenizer makes of its own codes; each image's selection noise follows its key."""
         encoder = self.tokenizer.config.encoder
-        noise = keyed_gumbel_noise(keys, encoder.num_patches, self.config.seed)
         seen = resized(pixel_values, encoder.image_size)
-        return self.tokenizer.reconstruct(self.tokenizer.tokenize(seen, noise.to(seen.device)).codes)
+        noise = None
+        if self.config.selection == "gumbel":
+            noise = keyed_gumbel_noise(keys, encoder.num_patches, self.config.seed).to(seen.device)
+        return self.tokenizer.reconstruct(self.tokenizer.tokenize(seen, noise).codes)
 
     def _weights(self, timesteps: Tensor) -> Tensor:
         """Weight [batch] of each squared error: error of the noise = SNR x error of the image, whichever is predicted."""
@@ -125,13 +126,6 @@ class _Denoising(nn.Module):
 
     def forward(self, noisy: Tensor, timesteps: Tensor, features: Tensor, dropped: Tensor) -> Tensor:
         return self.decoder(noisy, timesteps, self.decoder.condition(features, dropped))
-
-
-def resized(pixel_values: Tensor, size: int) -> Tensor:
-    """Square pictures [batch, 3, H, H] at another size, by bicubic interpolation."""
-    if pixel_values.shape[-1] == size:
-        return pixel_values
-    return F.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
 
 
 def draw(step: int, shape: torch.Size, config: TrainDecoderConfig) -> Draws:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Protocol
 
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.training import CheckpointConfig
+from lavit_dist.errors import UserError, check
+from lavit_dist.parallel.distributed import world_size
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,11 @@ def run_training(
     step = 0
     newest = store.latest()
     if newest is not None:
+        check(
+            newest.ranks == world_size(),
+            f"The checkpoint {newest.folder} was written by {newest.ranks} processes, but {world_size()} were started; start"
+            f" {newest.ranks}, or train in another run_dir.",
+        )
         step = newest.step
         trainable.load(newest.folder)
         logger.info("resumed from %s, step %d of %d", newest.folder, step, total_steps)
@@ -60,6 +68,7 @@ def run_training(
     while step < total_steps:
         start = time.perf_counter()
         metrics = dict(trainable.train_step(step))
+        _check_finite(step, metrics)
         metrics["seconds"] = time.perf_counter() - start
         step += 1
         for callback in callbacks:
@@ -69,3 +78,12 @@ def run_training(
             store.prune(checkpoint.keep_last)
     for callback in callbacks:
         callback.on_end()
+
+
+def _check_finite(step: int, metrics: Mapping[str, float]) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            raise UserError(
+                f"The {name} of step {step + 1} is {metrics[name]}, so training stops before it is saved; lower"
+                " optimizer.learning_rate or lengthen optimizer.warmup_steps, and train in a new run_dir."
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,6 @@ from lavit_dist.data.rows import GlobalBatches
 from lavit_dist.data.vocabulary import Vocabulary
 from lavit_dist.engine.llama_engine import build_engine
 from lavit_dist.engine.throughput import device_name, peak_flops, peak_memory_gib
-from lavit_dist.errors import UserError
 from lavit_dist.models.llama import training_flops
 from lavit_dist.parallel.distributed import device, rank
 from lavit_dist.parallel.topology import Layout
@@ -72,7 +70,6 @@ class Pretraining:
                 self.engine.step()
         sums, data_wait, memory = self._over_ranks(self._sums(micro_batches), data_wait)
         metrics = self._losses(sums) | {"learning_rate": float(learning_rate)} | self._grad_norm()
-        _check_finite(step, metrics)
         slots = self.config.global_batch_size * self.config.seq_len
         metrics |= {"tokens": sums.tokens, "padding": 1 - sums.tokens / slots, "data_wait": data_wait, "memory_gib": memory}
         if self.peak_flops is not None:
@@ -146,12 +143,3 @@ class Pretraining:
 def _split(batch: MicroBatch) -> tuple[tuple[torch.Tensor, ...], Targets]:
     inputs = batch.tokens, batch.position_ids, batch.document_ids
     return inputs, Targets(batch.labels, batch.loss_weight, batch.modality)
-
-
-def _check_finite(step: int, metrics: dict[str, float]) -> None:
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(metrics.get(name, 0.0)):
-            raise UserError(
-                f"The {name} of step {step + 1} is {metrics[name]}, so training stops before it is saved; lower"
-                " optimizer.learning_rate or lengthen optimizer.warmup_steps, and train in a new run_dir."
-            )

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from lavit_dist.config.base import save_config, to_dict
 from lavit_dist.errors import UserError
-from lavit_dist.files import sync_folder
+from lavit_dist.files import sync_folder, sync_tree
 from lavit_dist.parallel.distributed import barrier, rank
 
 logger = logging.getLogger(__name__)
@@ -54,12 +55,26 @@ class RunFolder:
                 )
 
     def open(self, value: Any) -> None:
-        """Checks the settings and writes them down. Collective."""
+        """Checks the settings and writes them down; the folder is this run's alone until the process ends. Collective.
+
+        Raises `UserError` for other settings than those the folder was made with, and when another run works in it.
+        """
         self.check_config(value)
         barrier()
         if rank() == 0:
+            self._lock()
             save_config(value, self.config)
         barrier()
+
+    def _lock(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.root / ".lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"Another run is at work in {self.root}; wait for it to end, or give this one another run_dir."
+            ) from None
 
     def publish(self, write: Callable[[Path], None]) -> None:
         """Lets rank 0 write the product with `write(folder)`; it appears as RUN_DIR/model whole or not at all. Collective."""
@@ -68,6 +83,7 @@ class RunFolder:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             write(temporary)
+            sync_tree(temporary)
             temporary.rename(self.model)
             sync_folder(self.root)
             logger.info("wrote %s", self.model)

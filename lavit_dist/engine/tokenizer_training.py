@@ -16,8 +16,9 @@ from lavit_dist.data.pairs import PairBatches
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache
 from lavit_dist.models.selector import gumbel_noise
-from lavit_dist.models.visual_tokenizer import Reconstruction, VisualTokenizer, guidance_loss, rate_loss, reconstruction_loss
-from lavit_dist.parallel.distributed import device, gather, mean_over_ranks, rank, world_size
+from lavit_dist.models.tokenizer_losses import guidance_loss, rate_loss, reconstruction_loss
+from lavit_dist.models.visual_tokenizer import Reconstruction, VisualTokenizer
+from lavit_dist.parallel.distributed import device, gather, mean_over_ranks, mean_with_gradient, rank, world_size
 
 logger = logging.getLogger(__name__)
 HITS = "codebook_hits"
@@ -37,6 +38,8 @@ class TokenizerTraining:
             total_steps=config.total_steps,
             micro_batch_size=config.global_batch_size // world_size(),
             precision=config.precision,
+            # ZeRO keeps its own copy of the weights and would go on moving a selector that has been frozen.
+            zero_stage=0 if config.freeze_selector else 1,
         )
 
     def train_step(self, step: int) -> Mapping[str, float]:
@@ -56,7 +59,7 @@ class TokenizerTraining:
             random_keep_ratio=config.keep_ratio if at_random else None,
         )
         reconstruction = reconstruction_loss(features, out.features)
-        loss = reconstruction + config.rate_weight * rate_loss(out.keep_mask, config.keep_ratio)
+        loss = reconstruction + config.rate_weight * rate_loss(mean_with_gradient(out.keep_mask.mean()), config.keep_ratio)
         figures: dict[str, float] = {}
         if at_random:
             guidance = guidance_loss(features, out, config.keep_ratio)
@@ -89,7 +92,7 @@ class TokenizerTraining:
 
     def _features(self, step: int) -> Tensor:
         batch = self.batches.batch(step)
-        return self.features(batch.keys, batch.pixel_values.to(device()))
+        return self.features(batch.indices, batch.keys, batch.pixel_values.to(device()))
 
     def _noise(self, step: int, features: Tensor) -> Tensor:
         """Selection noise that depends on the seed, the step and the rank alone, so that a resumed run draws the same."""
@@ -110,7 +113,8 @@ class TokenizerTraining:
             noise = self._noise(step + index, features)
             vectors.append(tokenizer(features, noise, temperature=config.gumbel_temperature, quantize=False).kept_vectors)
         if rank() == 0:
-            tokenizer.quantizer.initialise(torch.cat(vectors).cpu(), torch.Generator().manual_seed(config.seed))
+            batches = config.kmeans_batches / world_size()  # global ones, of whose vectors rank 0 has its share
+            tokenizer.quantizer.initialise(torch.cat(vectors).cpu(), torch.Generator().manual_seed(config.seed), batches=batches)
         if world_size() > 1:
             dist.broadcast(tokenizer.quantizer.embedding.weight, 0)
             dist.broadcast(tokenizer.quantizer.hits, 0)
@@ -133,6 +137,6 @@ class TokenizerTraining:
         perplexity = torch.special.entr(share).sum().exp()
         return {
             "perplexity": perplexity.item(),
-            "codes_used": (quantizer.hits >= quantizer.config.revive_below).float().mean().item(),
+            "codes_used": 1 - revived / size,
             "codes_revived": float(revived),
         }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lavit_dist.checkpoint.pixel_decoding import LoadedDecoder, load_pixel_decoder
 from lavit_dist.config.generate import SamplingConfig
-from lavit_dist.data.image import normalise
+from lavit_dist.data.image import normalise, resized
 from lavit_dist.models.pixel_decoder import VaeLatents
 from lavit_dist.parallel.distributed import matmul_precision
 
@@ -65,8 +65,7 @@ class Painter:
     def likeness(self, pixels: Tensor, features: Tensor) -> Tensor:
         """Cosine [batch] of the tower's contrastive embeddings of pixels [batch, 3, height, width] in [-1, 1] and of features."""
         encoder = self.tokenizer.encoder
-        size = encoder.config.image_size
-        seen = F.interpolate((pixels + 1) * 127.5, size=(size, size), mode="bicubic", antialias=True).clamp(0, 255)
+        seen = resized((pixels + 1) * 127.5, encoder.config.image_size).clamp(0, 255)
         return F.cosine_similarity(encoder.embed(normalise(seen)), encoder.embed_features(features), dim=-1)
 
     def denoise(self, noise: Tensor, features: Tensor) -> Tensor:

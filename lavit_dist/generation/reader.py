@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lavit_dist.config.generate import SamplingConfig
 from lavit_dist.data.image import MAX_PIXELS, decode_image, preprocess
 from lavit_dist.data.quarantine import SampleError
 from lavit_dist.errors import UserError
@@ -16,25 +17,30 @@ from lavit_dist.models.visual_tokenizer import TokenizedImages, VisualTokenizer
 
 
 def tokenize_images(
-    tokenizer: VisualTokenizer, keys: Sequence[str], pixel_values: Sequence[Tensor], *, seed: int, batch_size: int
+    tokenizer: VisualTokenizer, keys: Sequence[str], pixel_values: Sequence[Tensor], *, seed: int | None, batch_size: int
 ) -> TokenizedImages:
-    """Codes of images [3, H, W] and which patches they came from; the same seed and keys as in pretokenize give the same ids."""
+    """Codes of images [3, H, W] and which patches they came from; the same seed and keys as in pretokenize give the same ids.
+
+    A `seed` of None takes the most probable patches.
+    """
     device = next(tokenizer.parameters()).device
     parts = []
     with torch.inference_mode():
         for start in range(0, len(keys), batch_size):
             batch = slice(start, start + batch_size)
-            noise = keyed_gumbel_noise(keys[batch], tokenizer.config.encoder.num_patches, seed)
-            parts.append(tokenizer.tokenize(torch.stack(list(pixel_values[batch])).to(device), noise.to(device)))
+            noise = None
+            if seed is not None:
+                noise = keyed_gumbel_noise(keys[batch], tokenizer.config.encoder.num_patches, seed).to(device)
+            parts.append(tokenizer.tokenize(torch.stack(list(pixel_values[batch])).to(device), noise))
     return TokenizedImages([codes for part in parts for codes in part.codes], torch.cat([part.keep_mask for part in parts]))
 
 
 def tokenize_repeatedly(
-    tokenizer: VisualTokenizer, keys: Sequence[str], pixel_values: Sequence[Tensor], *, seed: int, times: int, batch_size: int
+    tokenizer: VisualTokenizer, keys: Sequence[str], pixel_values: Sequence[Tensor], sampling: SamplingConfig, times: int
 ) -> list[TokenizedImages]:
-    """`times` tokenizations with independent selections; the first is that of `seed`."""
-    seeds = range(seed, seed + times)
-    return [tokenize_images(tokenizer, keys, pixel_values, seed=each, batch_size=batch_size) for each in seeds]
+    """`times` tokenizations with independent selections; the first is that of `sampling.seed`."""
+    seeds: Iterable[int | None] = range(sampling.seed, sampling.seed + times) if sampling.selection == "gumbel" else [None] * times
+    return [tokenize_images(tokenizer, keys, pixel_values, seed=seed, batch_size=sampling.batch_size) for seed in seeds]
 
 
 def read_image(path: Path, size: int) -> Tensor:

@@ -73,11 +73,11 @@ class VectorQuantizer(nn.Module):
         return len(dead)
 
     @torch.no_grad()
-    def initialise(self, vectors: Tensor, generator: torch.Generator, iterations: int = 10) -> None:
-        """Sets the codebook to the spherical k-means centres of `vectors` [vector, dim]."""
+    def initialise(self, vectors: Tensor, generator: torch.Generator, iterations: int = 10, batches: float = 1) -> None:
+        """Sets the codebook to the spherical k-means centres of `vectors` [vector, dim], those of `batches` steps."""
         centres, counts = spherical_kmeans(F.normalize(vectors.float(), dim=-1), self.config.size, generator, iterations)
         self.embedding.weight.copy_(centres)
-        self.hits.copy_(counts)
+        self.hits.copy_(counts / batches)
 
 
 def spherical_kmeans(unit: Tensor, num_centres: int, generator: torch.Generator, iterations: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,10 +15,6 @@ from lavit_dist.models.quantizer import Quantized, VectorQuantizer
 from lavit_dist.models.selector import TokenSelector, select, select_straight_through
 from lavit_dist.models.tokenizer_decoder import HighResolutionTokenizerDecoder, TokenizerDecoder
 from lavit_dist.models.vision_encoder import VisionEncoder
-
-INIT_STD = 0.02
-RELEASED_WIDTH = 1408
-"""Standard deviation of the released modules' truncated-normal initial weights, and the width that it belongs to."""
 
 
 class TokenizedImages(NamedTuple):
@@ -152,69 +147,3 @@ class VisualTokenizer(nn.Module):
         memory = torch.zeros_like(vectors, dtype=unit.dtype).masked_scatter(kept[..., None], unit)
         dropped = F.normalize(vectors.float(), dim=-1) * ~kept[..., None]
         return Reconstruction(self.decoder(memory + dropped, keep_mask), log_probs, keep_mask, kept_vectors.detach(), quantized)
-
-
-def reconstruction_loss(target: Tensor, reconstructed: Tensor) -> Tensor:
-    """Mean of 1 - cos(x, x_rec) over patches [batch, patch, width], a scalar (Eq. 4)."""
-    return 1 - F.cosine_similarity(target.float(), reconstructed.float(), dim=-1).mean()
-
-
-def rate_loss(keep_mask: Tensor, target_keep_ratio: float) -> Tensor:
-    """(rho - mean M)^2 over the whole batch, so that images may differ (Eq. 4)."""
-    return (target_keep_ratio - keep_mask.mean()).square()
-
-
-def guidance_loss(target: Tensor, out: Reconstruction, target_keep_ratio: float) -> Tensor:
-    """Cross-entropy of dropped patches' keep probabilities against whether they should have been kept, a scalar.
-
-    Of the patches [batch, patch, width] that were dropped, those that came back worst should have been kept: a share of
-    `target_keep_ratio` over the whole batch, so that an image with more to tell gets more tokens. What is dropped should be drawn at
-    random (`random_keep_ratio`): where the selector draws it, what it keeps is never tested, and it runs away.
-    """
-    dropped = out.keep_mask.detach() == 0
-    if not dropped.any():
-        return out.log_probs.new_zeros(())
-    error = 1 - F.cosine_similarity(target.float(), out.features.detach().float(), dim=-1)[dropped]
-    wanted = (error > torch.quantile(error, 1 - target_keep_ratio)).to(error.dtype)
-    keep, drop = out.log_probs[dropped].unbind(-1)
-    return -(wanted * keep + (1 - wanted) * drop).mean()
-
-
-def initialise(module: nn.Module) -> None:
-    """Truncated-normal weights, zero biases and unit norms.
-
-    The released code takes a deviation of 0.02 at 1,408 channels. Scaled with the fan-in it is the same there and lets a signal
-    through narrow layers too, where 0.02 would all but stop it.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(part.weight, std=INIT_STD * (RELEASED_WIDTH / part.weight[0].numel()) ** 0.5)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        for name, parameter in part.named_parameters(recurse=False):
-            if name in ("pos_embed", "query_embed"):
-                parameter.data.copy_(
-                    _sines(parameter.shape[1], parameter.shape[2], isinstance(part, VisionEncoder) or name == "query_embed")
-                )
-            elif name.endswith(("_token", "positional_embedding")):
-                nn.init.trunc_normal_(parameter, std=INIT_STD)
-
-
-def _sines(count: int, width: int, planar: bool) -> Tensor:
-    """Embeddings [count, width] of places: sines and cosines of the rank, or of row and column in a square grid (as MAE starts).
-
-    Learned from there on. One place more than a square is the class token's, which gets none.
-    """
-    side = math.isqrt(count)
-    ranks = torch.arange(count, dtype=torch.float32)
-    if not planar:
-        return _waves(ranks, width)
-    grid = torch.arange(side * side)
-    places = torch.cat([_waves((grid // side).float(), width // 2), _waves((grid % side).float(), width // 2)], dim=-1)
-    return torch.cat([places.new_zeros(count - side * side, width), places])
-
-
-def _waves(positions: Tensor, width: int) -> Tensor:
-    frequencies = 10000.0 ** (-torch.arange(width // 2) / (width // 2))
-    angles = positions[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lavit_dist.config.training import LoggingConfig
 from lavit_dist.engine.loop import Callback
+from lavit_dist.files import write_atomically
 from lavit_dist.parallel.distributed import rank
 
 logger = logging.getLogger(__name__)
@@ -19,15 +20,15 @@ RATES = ("tokens", "images")
 
 
 class MetricsCallback(Callback):
-    """Writes every step's metrics to RUN_DIR/metrics.jsonl and TensorBoard, and a log line every few steps, from `writer_rank`.
+    """Writes every step's metrics to RUN_DIR/metrics.jsonl and TensorBoard, and a log line every few steps, from rank 0.
 
     A resumed run first drops the records of steps that are about to be taken again.
     """
 
-    def __init__(self, run_dir: Path, logging_config: LoggingConfig, *, writer_rank: int = 0) -> None:
+    def __init__(self, run_dir: Path, logging_config: LoggingConfig) -> None:
         self.run_dir = run_dir
         self.config = logging_config
-        self.active = rank() == writer_rank
+        self.active = rank() == 0
         self.total_steps = 0
 
     def on_start(self, start_step: int, total_steps: int) -> None:
@@ -39,7 +40,7 @@ class MetricsCallback(Callback):
         self.run_dir.mkdir(parents=True, exist_ok=True)
         path = self.run_dir / METRICS_FILE
         kept = [line for line in read_lines(path) if json.loads(line)["step"] <= start_step] if start_step else []
-        path.write_text("".join(line + "\n" for line in kept))
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())
         self.file = path.open("a", buffering=1)
         self.board = None
         if self.config.tensorboard:

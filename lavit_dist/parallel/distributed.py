@@ -75,6 +75,18 @@ def mean_over_ranks(metrics: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(metrics, (values / world_size()).tolist(), strict=True))
 
 
+def mean_with_gradient(local: torch.Tensor) -> torch.Tensor:
+    """The mean over all ranks of a tensor, through which gradients flow back to each rank's own.
+
+    What is computed of it and then averaged over the ranks has the gradient of the same function of the whole.
+    """
+    if world_size() == 1:
+        return local
+    mean = local.detach().clone()
+    dist.all_reduce(mean)
+    return local + (mean / world_size() - local.detach())
+
+
 def gather_with_gradient(local: torch.Tensor) -> torch.Tensor:
     """The rows of every rank [rank x batch, ...] in rank order, through which gradients flow back to each rank's own."""
     if world_size() == 1:

@@ -135,3 +135,16 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     folder = save(store, 5, "new")
     assert (folder / "part" / "model.bin").read_text() == "new 5"
     assert [path.name for path in (folder / "part").iterdir()] == ["model.bin"]
+
+
+def test_steps_after_the_one_that_was_gone_back_to_do_not_push_out_new_ones(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1000, 2000):
+        save(store, step)
+    (tmp_path / "latest").write_text("step-00001000")  # as the message about a damaged step advises
+    save(store, 1500)
+    store.prune(keep_last=1)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00001500"]
+    newest = store.latest()
+    assert newest is not None
+    assert newest.step == 1500

@@ -16,7 +16,8 @@ from lavit_dist.config.model import (
 from lavit_dist.data.id_shard import IMAGE, TEXT
 from lavit_dist.data.pair_encoder import PairEncoder
 from lavit_dist.data.text_tokenizer import train_text_tokenizer
-from lavit_dist.models.visual_tokenizer import VisualTokenizer, initialise
+from lavit_dist.models.initialisation import initialise
+from lavit_dist.models.visual_tokenizer import VisualTokenizer
 
 CONFIG = VisualTokenizerConfig(
     encoder=VisionEncoderConfig(image_size=32, patch_size=8, width=32, layers=1, head_width=16, mlp_hidden=32, head_out=16),

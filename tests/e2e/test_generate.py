@@ -14,6 +14,7 @@ from PIL import Image
 from lavit_dist.config.evaluate import EvaluateConfig
 from lavit_dist.config.generate import GenerateConfig
 from lavit_dist.data.id_shard import IMAGE, IdShard
+from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.pairs import list_shards, read_pairs
 from lavit_dist.data.tar_reader import read_bytes
 from lavit_dist.errors import UserError
@@ -108,6 +109,26 @@ def test_an_evaluation_writes_scores_pictures_and_masks(launch, tiny_world, tmp_
         for folder in ("original", "text_to_image", "reconstruction"):
             assert (tmp_path / folder / f"{record['name']}.png").exists()
         assert masks[record["name"]].sum() == record["tokens"]
+
+
+def test_ids_of_another_tokenizer_are_refused(launch, tiny_world, tmp_path):
+    shutil.copytree(tiny_world / "ids", tmp_path / "ids")
+    manifest = tmp_path / "ids/train/manifest.json"
+    manifest.write_text(manifest.read_text().replace(load_manifest(manifest.parent).encoding.visual_tokenizer, "0" * 64))
+    settings = (f"run_dir={tmp_path / 'run'}", f"pairs={tiny_world / 'pairs'}", f"ids={tmp_path / 'ids'}")
+    result = launch("evaluate", *settings)
+    assert result.returncode == 2
+    assert "visual_tokenizer 0000000000000000" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_most_probable_patches_do_not_depend_on_the_seed(launch, images, tmp_path):
+    tokens = []
+    for seed in (0, 1):
+        result = launch("generate", "reconstruct", *images, f"out={tmp_path / str(seed)}", "selection=argmax", f"seed={seed}")
+        assert result.returncode == 0, result.stderr
+        tokens.append([record["tokens"] for record in lines(tmp_path / str(seed) / "pictures.jsonl")])
+    assert tokens[0] == tokens[1]
 
 
 def test_pairs_without_ground_truth_are_shown_but_not_scored(tiny_world, tiny_decoder, tmp_path):

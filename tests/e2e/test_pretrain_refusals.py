@@ -55,6 +55,7 @@ REFUSALS = {
     "batch and micro-batch": (1, ["micro_batch_size=3"], "global_batch_size 8 is not a multiple of micro_batch_size 3"),
     "batch and data ranks": (8, [], "is not a multiple of micro_batch_size 2 x 8 data-parallel processes; choose a multiple of 16"),
     "bf16 without master weights": (1, ["precision=bf16", "parallel.zero_stage=0"], "precision bf16 needs the fp32 master weights"),
+    "an optimizer for whole matrices": (1, ["optimizer.name=muon"], "optimizer.name muon needs every matrix whole"),
     "a missing id set": (1, ["ids=nowhere"], "nowhere holds no id set"),
     "a missing text tokenizer": (1, ["text_tokenizer=nowhere"], "nowhere is not a tokenizer folder"),
     "a missing visual tokenizer": (1, ["visual_tokenizer=nowhere"], "nowhere"),
@@ -125,7 +126,7 @@ def test_a_checkpoint_of_another_number_of_processes(pretrain_settings, tmp_path
     step = tmp_path / "run" / "checkpoints" / "step-00000002"
     step.mkdir(parents=True)
     (step.parent / "latest").write_text(step.name)
-    (step / "manifest.json").write_text(json.dumps({"step": 2, "files": {}}))
+    (step / "manifest.json").write_text(json.dumps({"step": 2, "ranks": 2, "files": {}}))
     layout = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 2, "zero_stage": 1}
     sizes = {"text_size": 1, "codebook_size": 1, "eos_id": 0}
     facts = CheckpointFacts(model=LlamaConfig(), precision="fp32", visual_tokenizer_digest="", layout=layout, data={}, **sizes)

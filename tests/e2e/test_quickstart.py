@@ -6,10 +6,12 @@ That every stage works at the end of the one before is shown by .ci/run, which r
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -59,6 +61,8 @@ def test_every_stage_is_made_from_those_before_it(preset: str, data: str, first:
         ("overrides.tower=[total_step=3]", "configs/quickstart/tower.yaml: unknown key 'total_step'; did you mean 'total_steps'?"),
         ("overrides.towr=[total_steps=3]", "unknown key 'overrides.towr'; did you mean 'overrides.tower'?"),
         ("overrides.tokenizer=[quantize_from=900]", "quantize_from 900 must lie between 1 and total_steps"),
+        ("pretrain_processes=3", "The 3 processes that were started can't be shared out"),
+        ("decoder_processes=5", "can't be shared out to decoder_processes 5"),
         ("presets=nowhere", "presets nowhere is not a folder"),
     ],
 )
@@ -76,6 +80,20 @@ def test_two_do_not_work_in_one_folder(tmp_path: Path) -> None:
     assert finished.stderr.count("\n") == 1
     assert f"Another quickstart is at work in {tmp_path}" in finished.stderr
     assert not (tmp_path / "pairs").exists()
+
+
+def test_a_terminated_quickstart_ends_the_stage_that_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "launcher/quickstart.py", "--config", PRESET, f"run_dir={tmp_path}", SMALL[0]]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        while "[3/9] vision tower" not in process.stdout.readline():
+            assert process.poll() is None
+        while not (stage := psutil.Process(process.pid).children(recursive=True)):
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(stage, timeout=10)
+    assert not alive
 
 
 def test_a_stage_that_fails_is_named_and_those_before_it_are_kept(tmp_path: Path) -> None:

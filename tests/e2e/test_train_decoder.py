@@ -102,11 +102,17 @@ def test_a_unet_of_other_sizes_is_refused(decoder_config, tiny_world, tmp_path):
         ("global_batch_sise=4", "global_batch_size"),
         ("condition_dropout=1", "condition_dropout"),
         ("snr_floor=9", "snr_floor"),
+        ("snr_floor=1", "loss_weighting"),
     ],
 )
 def test_wrong_settings_are_named(decoder_config, tmp_path, override, named):
     with pytest.raises(UserError, match=named):
         load_config(TrainDecoderConfig, decoder_config, (f"run_dir={tmp_path}", override))
+
+
+def test_muon_under_zero_is_refused(decoder_config, tmp_path):
+    with pytest.raises(UserError, match="set zero_stage to 0"):
+        load_config(TrainDecoderConfig, decoder_config, (f"run_dir={tmp_path}", "optimizer.name=muon", "zero_stage=1"))
 
 
 def test_a_missing_tokenizer_is_one_sentence_before_anything_is_written(decoder_config, repo_root, tmp_path):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lavit_dist.checkpoint.official import load_visual_tokenizer
@@ -83,15 +84,30 @@ def test_a_resumed_run_repeats_the_straight_one_bit_for_bit(settings, repo_root,
     assert "is already there" in train(repo_root, stage, settings[stage], tmp_path / "run").stderr
 
 
-def test_two_ranks_share_one_codebook_and_one_loss(settings, repo_root, tmp_path):
-    """With two ranks the steps before the quantizer see the same global batch, so their losses agree but for selection noise."""
-    overrides = ("freeze_selector=false", "optimizer.name=adamw")
+@pytest.mark.parametrize(
+    "overrides",
+    [("freeze_selector=false", "optimizer.name=adamw", "selector_signal=straight_through"), ("optimizer.name=muon",)],
+)
+def test_two_ranks_make_one_codebook_of_unit_vectors_that_differ(settings, repo_root, tmp_path, overrides):
     result = train(repo_root, "train_tokenizer", settings["train_tokenizer"], tmp_path / "two", *overrides, processes=2)
     assert result.returncode == 0, result.stderr
     assert len(losses(tmp_path / "two")) == 8
     codebook = load_visual_tokenizer(tmp_path / "two/model").quantizer.embedding.weight
     assert ((codebook.norm(dim=-1) - 1).abs() < 1e-5).all()
     assert len(codebook.unique(dim=0)) == VISUAL.codebook.size
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_frozen_selector_stays_as_it_was_when_the_quantizer_came_on(settings, repo_root, tmp_path, optimizer):
+    result = train(repo_root, "train_tokenizer", settings["train_tokenizer"], tmp_path, f"optimizer.name={optimizer}")
+    assert result.returncode == 0, result.stderr
+    files = [tmp_path / f"checkpoints/step-0000000{step}/deepspeed/mp_rank_00_model_states.pt" for step in (4, 8)]
+    then, now = (torch.load(file, weights_only=False)["module"] for file in files)  # our own file, which holds plain Python too
+    frozen = [name for name in now if "token_predictor" in name]
+    assert frozen
+    for name in frozen:
+        assert torch.equal(then[name], now[name]), name
+    assert any(not torch.equal(then[name], now[name]) for name in now)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.training import CheckpointConfig
 from lavit_dist.engine.loop import Callback, run_training
+from lavit_dist.errors import UserError
 
 
 class Killed(Exception):
@@ -102,3 +103,27 @@ def test_a_longer_run_continues_a_shorter_one(tmp_path: Path) -> None:
     longer, _ = train(tmp_path / "short", total_steps=9, every_steps=5)
     straight, _ = train(tmp_path / "straight", total_steps=9, every_steps=5)
     assert longer.state == straight.state
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path)
+    run_training(Chain(), total_steps=2, store=store, checkpoint=CheckpointConfig())
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="was written by 1 processes, but 4 were started; start 1"):
+        run_training(Chain(), total_steps=4, store=store, checkpoint=CheckpointConfig())
+
+
+@pytest.mark.parametrize("figure", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_training_stops_before_it_saves_what_is_not_finite(tmp_path: Path, figure: str, value: float) -> None:
+    class Diverging(Chain):
+        def train_step(self, step: int) -> Mapping[str, float]:
+            metrics = dict(super().train_step(step))
+            return metrics | {figure: value} if step == 3 else metrics
+
+    store = CheckpointStore(tmp_path)
+    with pytest.raises(UserError, match=f"The {figure} of step 4 is"):
+        run_training(Diverging(), total_steps=9, store=store, checkpoint=CheckpointConfig(every_steps=2))
+    newest = store.latest()
+    assert newest is not None
+    assert newest.step == 2

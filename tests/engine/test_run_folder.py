@@ -71,3 +71,11 @@ def test_the_product_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     run.publish(lambda folder: (folder / "whole.bin").write_text("whole") and None)
     assert run.done
     assert [path.name for path in run.model.iterdir()] == ["whole.bin"]
+
+
+def test_a_folder_in_which_another_run_works_is_refused(tmp_path: Path) -> None:
+    first = open_run(tmp_path)
+    with pytest.raises(UserError, match="Another run is at work in"):
+        open_run(tmp_path)
+    first.lock.release()
+    open_run(tmp_path)

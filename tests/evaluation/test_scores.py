@@ -6,9 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lavit_dist.data.pairs import PairSample
 from lavit_dist.data.shapes import make_scene_maker
+from lavit_dist.data.tar_reader import FileLocation
 from lavit_dist.evaluation.captions import first_named, score_captions, stated_count, stated_position
 from lavit_dist.evaluation.probe import shares_right, train_probe
+from lavit_dist.evaluation.scores import has_truth
 from lavit_dist.evaluation.tokenizer_health import spearman, tokens_follow_objects
 
 SCENES = [make_scene_maker(0, ("colour", "shape"), 0.2).scene("train", index) for index in range(200)]
@@ -23,6 +26,14 @@ def test_the_captions_of_the_set_are_all_right(which):
         assert scores["position"] == scores["count"] == 1
         assert scores["position_stated"] == len(SCENES)
         assert scores["count_stated"] == sum(len(scene.things) > 1 for scene in SCENES)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "is_scene"),
+    [(TRUTH[0], True), ({}, False), ({"objects": []}, False), ({"objects": "dog"}, False), ({"objects": [{"name": "dog"}]}, False)],
+)
+def test_only_scenes_say_what_is_in_them(metadata, is_scene):
+    assert has_truth(PairSample("key", FileLocation("0.tar", 0, 1), ("a dog",), metadata)) == is_scene
 
 
 def test_captions_of_other_scenes_are_mostly_wrong():

@@ -102,8 +102,13 @@ def scores_of_tokens(statistics: Mapping[str, IdStatistics], pairs: Mapping[str,
 
 
 def has_truth(sample: PairSample) -> bool:
-    """Whether the pair says what is in its image."""
-    return bool(sample.metadata.get("objects"))
+    """Whether the pair says what is in its image, as make_shapes does."""
+    objects = sample.metadata.get("objects")
+    return (
+        isinstance(objects, list)
+        and bool(objects)
+        and all(isinstance(thing, dict) and set(JUDGED) <= thing.keys() for thing in objects)
+    )
 
 
 def _main_object(sample: PairSample) -> Mapping[str, str]:
