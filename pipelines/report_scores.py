@@ -32,15 +32,22 @@ def scores_note(results: Mapping[str, Any]) -> str:
 
 def score_rows(results: Mapping[str, Any]) -> list[Score]:
     """The table, line by line."""
-    tokens, codes, scores = results["tokens"]["heldout"], results["codes"], results["scores"]
+    tokens, codes, scores = results["tokens"], results["codes"], results["scores"]
     rows = [] if scores is None else _procedural_rows(results)
+    images = sum(split["images"] for split in tokens.values())
+    keep_ratio = sum(split["images"] * split["keep_ratio"] for split in tokens.values()) / images
+    of_splits = "; ".join(
+        f"{split['images']} {name}: {split['keep_ratio']:.3f}, {split['tokens_mean']:.1f} tokens, standard deviation"
+        f" {split['tokens_std']:.1f}"
+        for name, split in (("for training", tokens["train"]), ("held out", tokens["heldout"]))
+    )
     rows.append(
         Score(
             "Share of patches kept",
-            f"{tokens['keep_ratio']:.3f}",
+            f"{keep_ratio:.3f}",
             f"{KEEP_RATIO:.3f} ± {KEEP_RATIO_TOLERANCE}",
-            abs(tokens["keep_ratio"] - KEEP_RATIO) <= KEEP_RATIO_TOLERANCE,
-            f"mean over {tokens['images']} held-out images: {tokens['tokens_mean']:.1f} tokens, standard deviation {tokens['tokens_std']:.1f}",
+            abs(keep_ratio - KEEP_RATIO) <= KEEP_RATIO_TOLERANCE,
+            f"mean over {images} images ({of_splits})",
         )
     )
     asked = scores is not None  # a set of few pairs can't use many codes
