@@ -33,6 +33,7 @@ def run(mode: str, arguments: list[str], config_file: str | None) -> None:
     items = [argument for argument in arguments if not SETTING.match(argument)]
     config = load_config(GenerateConfig, config_file, settings)
     check(bool(items), f"Nothing to {mode}: name one or more {MODES[mode]} after the word {mode}.")
+    check(all(item.strip() for item in items), f"One of the {MODES[mode]} is empty; remove it, or say what you mean.")
     from pipelines import (
         generate,
     )  # imports the models' libraries, which takes seconds: not before the settings are known to be right

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from lavit_dist.errors import UserError
 
 
 def sha256(path: Path) -> str:
@@ -14,6 +18,17 @@ def sha256(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file of ours. Raises `UserError`, ending in `remedy`, when the file holds anything else."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object; {remedy}.")
+    return value
 
 
 def write_atomically(path: Path, content: bytes) -> None:

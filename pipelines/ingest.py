@@ -51,6 +51,11 @@ def ingest(config: IngestConfig) -> None:
         raise UserError(
             f"None of the {len(refused)} pairs of source {config.source} can be used{example}; see {root}/*/*.quarantine.jsonl."
         )
+    if config.heldout_fraction and not all(writer.samples for writer in writers.values()):
+        raise UserError(
+            f"source {config.source} holds one usable pair, of which heldout_fraction {config.heldout_fraction} can't leave one to train on"
+            " and hold one out; add pairs, or set heldout_fraction to 0."
+        )
     close_pair_folder(root, writers, digest)
 
 

@@ -22,7 +22,7 @@ from lavit_dist.data.pair_writer import PairWriter
 from lavit_dist.data.pairs import SPLITS
 from lavit_dist.engine.run_folder import RunFolder
 from lavit_dist.errors import check
-from lavit_dist.files import write_atomically
+from lavit_dist.files import read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 SUMMARY = "summary.json"
@@ -36,15 +36,15 @@ def open_pair_folder(config: IngestConfig | MakeShapesConfig, source_digest: str
     """
     folder = RunFolder(config.run_dir)
     check(
-        folder.config.exists() or not folder.root.exists() or not any(folder.root.iterdir()),
-        f"run_dir {folder.root} holds files that this program didn't make; name a new or an empty folder.",
+        folder.config.exists() or not folder.root.exists() or (folder.root.is_dir() and not any(folder.root.iterdir())),
+        f"run_dir {folder.root} is a file, or holds files that this program didn't make; name a new or an empty folder.",
     )
     summary_path = folder.root / SUMMARY
     folder.open(config)
     if summary_path.exists():
-        summary = json.loads(summary_path.read_text())
+        summary = read_json(summary_path, "remove it to make the set again")
         check(
-            summary["source_digest"] == source_digest,
+            summary.get("source_digest") == source_digest,
             f"The source has changed since {folder.root} was made from it; give another run_dir, or remove that folder to ingest it afresh.",
         )
         logger.info("%s is complete already: %s", folder.root, describe(summary))

@@ -42,14 +42,16 @@ def run(config: QuickstartConfig) -> None:
     stages = plan_stages(config)
     for stage in stages:
         RunFolder(stage.folder).check_config(stage.config)
-    config.root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(config.root / ".lock")
     try:
+        config.root.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"Another quickstart is at work in {config.root}; wait for it, or take another folder: make quickstart RUN=FOLDER."
         ) from None
+    except OSError as error:
+        raise UserError(f"run_dir {config.root} can't be written ({error.strerror}); name a folder that can be.") from error
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, lambda number, _: sys.exit(128 + number))  # by way of run_watched, which ends the stage

@@ -105,6 +105,10 @@ def plan_stages(config: QuickstartConfig) -> list[Stage]:
     stages = _plan(config)
     by_name = {stage.name: stage.config for stage in stages}
     pretrain, decoder = by_name["pretrain"], by_name["decoder"]
+    check(
+        not config.data or by_name["ingest"].heldout_fraction > 0,
+        "Stage ingest: heldout_fraction is 0, but the quickstart evaluates held-out pairs; set it above 0.",
+    )
     layout = Layout.of(pretrain.parallel, config.pretrain_processes)
     layout.check_batch(pretrain.global_batch_size, pretrain.micro_batch_size)
     check(

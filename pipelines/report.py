@@ -15,7 +15,7 @@ from PIL import Image
 from lavit_dist import __version__
 from lavit_dist.config.report import ReportConfig
 from lavit_dist.errors import check
-from lavit_dist.files import write_atomically
+from lavit_dist.files import read_json, write_atomically
 from lavit_dist.generation.contact_sheet import dim_dropped
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.metrics import METRICS_FILE, read_lines
@@ -55,7 +55,7 @@ def collect(root: Path, num_shown: int) -> Page:
     total, peak = sum(record.seconds for record in records.values()), max((r.peak_memory for r in records.values()), default=0)
     rows = [StageRow(r.title, clock(r.seconds), gigabytes(r.peak_memory), r.command) for r in records.values()]
     results_file = root / "evaluation" / "results.json"
-    results = json.loads(results_file.read_text()) if results_file.exists() else None
+    results = read_json(results_file, "remove it and evaluate again") if results_file.exists() else None
     return Page(
         title="LaVIT, from pairs to pictures",
         summary=f"{root.resolve().name}: {len(rows)} stages in {clock(total)}, at most {gigabytes(peak)} of memory in all processes"

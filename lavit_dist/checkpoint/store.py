@@ -78,7 +78,7 @@ class CheckpointStore:
         pointer = self.root / LATEST
         if not pointer.exists():
             return None
-        folder = self.root / pointer.read_text().strip()
+        folder = self.root / (pointer.read_text().strip() or "(no name)")
         if not (folder / MANIFEST).exists():
             raise UserError(
                 f"{pointer} names the checkpoint {folder.name}, which is missing or has no {MANIFEST};"

@@ -10,18 +10,20 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import dataclass_transform
 
 from lavit_dist.errors import UserError
 from lavit_dist.files import write_atomically
 
 T = TypeVar("T")
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What every random generator takes."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -45,7 +47,13 @@ def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] 
     try:
         layers.append(OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (
+        OmegaConfBaseException,
+        yaml.YAMLError,
+        TypeError,
+        ValueError,
+        IndexError,
+    ) as error:  # OmegaConf lets some of its own through
         raise UserError(f"{source} can't be resolved: {_one_line(error)}") from error
     return build(cls, values, source=source)
 
@@ -86,6 +94,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
         raise UserError(f"The configuration file {path} holds a list; it must hold `key: value` lines.")
     bases = document.pop("base", [])
     names: Iterable[str] = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, str | ListConfig | list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"`base` in {path} is {bases!r}; it must be the name of a YAML file, or a list of such names.")
     layers = [_read(path.parent / name, (*seen, path.resolve())) for name in names]
     return cast("DictConfig", OmegaConf.merge(*layers, document))
 

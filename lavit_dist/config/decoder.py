@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lavit_dist.config.base import config
+from pydantic import NonNegativeInt, PositiveInt
+
+from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import PixelDecoderConfig
 from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
@@ -24,15 +26,15 @@ class TrainDecoderConfig:
     """Sizes of the U-Net and its noise schedule."""
     initial_unet: str | None = None
     """Folder of a diffusers U-Net to start from, such as stable-diffusion-v1-5/unet; None starts from random weights."""
-    image_size: int = 512
+    image_size: PositiveInt = 512
     """Height and width of the painted image, pixels (512 for Stable Diffusion 1.5); the tower sees its own size."""
     selection: Literal["gumbel", "argmax"] = "gumbel"
     """How patches are chosen, as in pretokenize: at random by the selector's probabilities, or the most probable."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, data order, patch selection and diffusion noise."""
-    total_steps: int = 20_000
+    total_steps: PositiveInt = 20_000
     """Optimizer steps (20,000 in the paper)."""
-    global_batch_size: int = 128
+    global_batch_size: PositiveInt = 128
     """Images per step over all ranks (128 in Video-LaVIT, table 8; LaVIT doesn't say)."""
     condition_dropout: float = 0.1
     """Share of images whose condition is zeros, for classifier-free guidance."""
@@ -49,14 +51,14 @@ class TrainDecoderConfig:
     """Type of the U-Net's matrix products (autocast); weights, optimizer and loss are fp32."""
     zero_stage: Literal[0, 1] = 0
     """DeepSpeed ZeRO: 1 spreads the optimizer's averages over the ranks."""
-    feature_cache_bytes: int = 1 << 30
+    feature_cache_bytes: NonNegativeInt = 1 << 30
     """Memory per rank for the frozen features of images already seen, bytes."""
-    max_pixels: int = 89_478_485
+    max_pixels: PositiveInt = 89_478_485
     """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are passed over."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5, betas=(0.9, 0.99), weight_decay=0.001, warmup_steps=1000)
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
-    num_threads: int | None = None
+    num_threads: PositiveInt | None = None
     """CPU threads per process; None leaves torch's choice."""
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from lavit_dist.config.base import config
+from lavit_dist.config.base import Seed, config
 from lavit_dist.errors import check
 
 REPETITIONS = ("num_tokenizations", "num_candidates", "num_paintings")
@@ -16,7 +16,7 @@ REPETITIONS = ("num_tokenizations", "num_candidates", "num_paintings")
 class SamplingConfig:
     """How tokens are chosen and images painted."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of patch selection, of sampled codes and of the diffusion's starting noise."""
     selection: Literal["gumbel", "argmax"] = "gumbel"
     """How patches are chosen, as in pretokenize: at random by the selector's probabilities, or the most probable."""

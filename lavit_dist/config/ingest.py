@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lavit_dist.config.base import config
+from lavit_dist.config.base import Seed, config
 from lavit_dist.errors import check
 
 PILLOW_LIMIT = 178_956_970
@@ -17,7 +17,7 @@ class IngestConfig:
     """A folder of pictures with .txt captions beside them, or with a captions file in it, or of tars; or a .csv, .tsv or .jsonl file."""
     run_dir: str
     """Folder of the set: train/, heldout/, config.yaml, summary.json."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides which pairs are held out."""
     image_column: str | None = None
     """Column of a captions file with the picture's path, relative to the file; by default image, image_path, file_name or path."""

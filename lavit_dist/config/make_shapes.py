@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lavit_dist.config.base import config
+from lavit_dist.config.base import Seed, config
 from lavit_dist.errors import check
 
 
@@ -14,7 +14,7 @@ class MakeShapesConfig:
 
     run_dir: str
     """Folder of the set: train/, heldout/, config.yaml, summary.json."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides every scene, and which combinations are held out."""
     train_samples: int = 6000
     """Scenes of the training split."""
@@ -34,7 +34,6 @@ class MakeShapesConfig:
     def validate(self) -> None:
         for name in ("train_samples", "heldout_samples", "samples_per_shard"):
             check(getattr(self, name) > 0, f"{name} {getattr(self, name)} must be at least 1.")
-        check(self.seed >= 0, f"seed {self.seed} must not be negative.")
         check(32 <= self.image_size <= 1024, f"image_size {self.image_size} must lie between 32 and 1024 pixels.")
         check(
             1 <= self.max_objects <= 4, f"max_objects {self.max_objects} must lie between 1 and 4, as many as a scene has room for."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from lavit_dist.config.base import config
 from lavit_dist.errors import check
@@ -12,21 +14,21 @@ from lavit_dist.errors import check
 class VisionEncoderConfig:
     """The frozen EVA-CLIP vision transformer (ViT-G/14 in the release, `eva_vitg_psz14.bin`)."""
 
-    image_size: int = 224
+    image_size: PositiveInt = 224
     """Height and width of the input, pixels."""
-    patch_size: int = 14
+    patch_size: PositiveInt = 14
     """Height and width of a patch, pixels."""
-    width: int = 1408
+    width: PositiveInt = 1408
     """Channels of a patch feature."""
-    layers: int = 40
+    layers: PositiveInt = 40
     """Transformer blocks."""
-    head_width: int = 88
+    head_width: PositiveInt = 88
     """Channels of one attention head."""
-    mlp_hidden: int = 6144
+    mlp_hidden: PositiveInt = 6144
     """Hidden channels of the feed-forward layers: int(width x 4.3637) in the release."""
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: PositiveFloat = 1e-6
     """Epsilon of every layer norm."""
-    head_out: int = 1024
+    head_out: PositiveInt = 1024
     """Channels of the contrastive projection `head`."""
 
     @property
@@ -54,13 +56,13 @@ class VisionEncoderConfig:
 class MergerConfig:
     """The token merger (`causal_encoder.*` in `tokenizer_encoder.bin`)."""
 
-    layers: int = 12
+    layers: PositiveInt = 12
     """Blocks of causal self-attention, cross-attention to dropped patches, and feed-forward."""
-    heads: int = 16
+    heads: PositiveInt = 16
     """Attention heads."""
-    mlp_hidden: int = 6144
+    mlp_hidden: PositiveInt = 6144
     """Hidden channels of the feed-forward layers."""
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: PositiveFloat = 1e-5
     """Epsilon of every layer norm."""
 
 
@@ -68,13 +70,13 @@ class MergerConfig:
 class CodebookConfig:
     """The vector quantizer (`quantize.*` in `tokenizer_encoder.bin`)."""
 
-    size: int = 16384
+    size: PositiveInt = 16384
     """Number of codes, K."""
-    dim: int = 32
+    dim: PositiveInt = 32
     """Channels of a code."""
-    decay: float = 0.99
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Weight of the past in the moving averages that make the codes (BEiT-2's quantizer, which LaVIT credits)."""
-    revive_below: float = 0.05
+    revive_below: NonNegativeFloat = 0.05
     """A code whose moving count of hits per step falls below this is moved to a feature of the batch."""
 
 
@@ -82,19 +84,19 @@ class CodebookConfig:
 class TokenizerDecoderConfig:
     """The bidirectional query decoder (`tokenizer_decoder.bin`)."""
 
-    depth: int = 12
+    depth: PositiveInt = 12
     """Blocks of self-attention, cross-attention to codes, and feed-forward."""
-    heads: int = 16
+    heads: PositiveInt = 16
     """Attention heads."""
-    mlp_hidden: int = 6144
+    mlp_hidden: PositiveInt = 6144
     """Hidden channels of the feed-forward layers."""
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: PositiveFloat = 1e-5
     """Epsilon of every layer norm."""
-    unet_dim: int = 768
+    unet_dim: PositiveInt = 768
     """Channels of the U-Net's condition (`unet_proj`): 768 in Stable Diffusion 1.5."""
-    highres_dims: tuple[int, int] = (768, 1280)
+    highres_dims: tuple[PositiveInt, PositiveInt] = (768, 1280)
     """Channels of the two parts of the SDXL-shaped condition (`unet_proj_1`, `unet_proj_2`)."""
-    pooled_dim: int = 1280
+    pooled_dim: PositiveInt = 1280
     """Channels of the SDXL-shaped pooled condition (`unet_attnpool`)."""
 
 
@@ -106,7 +108,7 @@ class VisualTokenizerConfig:
     merger: MergerConfig = MergerConfig()
     codebook: CodebookConfig = CodebookConfig()
     decoder: TokenizerDecoderConfig = TokenizerDecoderConfig()
-    vit_proj_dim: int | None = None
+    vit_proj_dim: PositiveInt | None = None
     """Channels of `vit_proj`, which turns merged features into language-model inputs; None where the files hold none."""
 
     def validate(self) -> None:
@@ -120,23 +122,23 @@ class VisualTokenizerConfig:
 class LlamaConfig:
     """The language model: LLaMA with rotary positions, RMSNorm, SwiGLU and untied embeddings."""
 
-    hidden_size: int = 4096
+    hidden_size: PositiveInt = 4096
     """Channels of the residual stream."""
-    num_layers: int = 32
+    num_layers: PositiveInt = 32
     """Decoder layers."""
-    num_attention_heads: int = 32
+    num_attention_heads: PositiveInt = 32
     """Query heads."""
-    num_key_value_heads: int = 32
+    num_key_value_heads: PositiveInt = 32
     """Key and value heads; fewer than the query heads is grouped-query attention."""
-    ffn_hidden_size: int = 11008
+    ffn_hidden_size: PositiveInt = 11008
     """Hidden channels of the feed-forward layers."""
-    max_position_embeddings: int = 2048
+    max_position_embeddings: PositiveInt = 2048
     """Longest document, tokens."""
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: PositiveFloat = 1e-5
     """Epsilon of every RMSNorm (Llama-2)."""
-    rope_theta: float = 10000.0
+    rope_theta: PositiveFloat = 10000.0
     """Base of the rotary angles."""
-    init_std: float = 0.02
+    init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights; output projections take it divided by sqrt(2 x layers)."""
 
     def validate(self) -> None:
@@ -155,21 +157,21 @@ class LlamaConfig:
 class PixelDecoderConfig:
     """The diffusion decoder: a diffusers U-Net conditioned on reconstructed patch features (Eq. 5 of the paper)."""
 
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    block_out_channels: tuple[PositiveInt, ...] = (320, 640, 1280, 1280)
     """Channels at each resolution, finest first."""
-    layers_per_block: int = 2
+    layers_per_block: PositiveInt = 2
     """Residual blocks at each resolution."""
     cross_attention: tuple[bool, ...] = (True, True, True, False)
     """Which resolutions attend to the condition, finest first; the middle block always does."""
-    attention_head_dim: int = 8
+    attention_head_dim: PositiveInt = 8
     """diffusers' `attention_head_dim` (for SD 1.5: the number of heads, by a misnomer of that library)."""
-    norm_num_groups: int = 32
+    norm_num_groups: PositiveInt = 32
     """Groups of every group norm."""
     latent: Literal["vae", "pixel_unshuffle"] = "vae"
     """What is diffused: latents of an AutoencoderKL, or pixels folded into channels (lossless; for small images without a VAE)."""
-    latent_factor: int = 8
+    latent_factor: PositiveInt = 8
     """Pixels per latent position along one side."""
-    latent_channels: int = 4
+    latent_channels: PositiveInt = 4
     """Channels of a latent; 3 x latent_factor squared for `pixel_unshuffle`."""
     vae: str | None = None
     """Folder of a diffusers AutoencoderKL, for `latent: vae`."""
@@ -179,7 +181,7 @@ class PixelDecoderConfig:
     prediction_type: Literal["epsilon", "sample"] = "epsilon"
     """What the U-Net predicts, in diffusers' terms: the noise (Eq. 5), or the clean latent. In a short training the second paints
     clean pictures far sooner, since what it can't tell yet stays blurred rather than noisy."""
-    num_train_timesteps: int = 1000
+    num_train_timesteps: PositiveInt = 1000
     """Noise levels of the forward process (DDPM)."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
     """Noise schedule; `scaled_linear` is that of Stable Diffusion."""

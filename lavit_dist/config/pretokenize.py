@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lavit_dist.config.base import config
+from lavit_dist.config.base import Seed, config
 from lavit_dist.config.ray import RayConfig
 from lavit_dist.errors import check
 
@@ -21,7 +21,7 @@ class PretokenizeConfig:
     """Folder that holds visual_tokenizer/, the frozen visual tokenizer."""
     text_tokenizer: str
     """Folder of a Hugging Face tokenizer."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the selection noise, which depends on it and on each pair's key alone."""
     selection: Literal["gumbel", "argmax"] = "gumbel"
     """How patches are chosen: a Gumbel sample, as the released code does at inference too, or the more probable choice."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lavit_dist.config.base import config
+from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
@@ -49,7 +49,7 @@ class PretrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights, of the order of documents and of what is chosen per document."""
     total_steps: int
     """Optimizer steps."""

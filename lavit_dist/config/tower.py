@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lavit_dist.config.base import config
+from pydantic import PositiveInt
+
+from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import VisionEncoderConfig
 from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
@@ -42,18 +44,18 @@ class TrainTowerConfig:
     """Folder of the text tokenizer."""
     encoder: VisionEncoderConfig = VisionEncoderConfig()
     text: TextEncoderConfig = TextEncoderConfig()
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights and data order."""
-    total_steps: int = 1000
+    total_steps: PositiveInt = 1000
     """Optimizer steps."""
-    global_batch_size: int = 256
+    global_batch_size: PositiveInt = 256
     """Pairs per step over all ranks; every other pair of the batch is a negative."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """`bf16` multiplies matrices in bf16; weights, optimizer and losses stay in fp32."""
-    max_pixels: int = 89_478_485
+    max_pixels: PositiveInt = 89_478_485
     """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are passed over."""
     optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
-    num_threads: int | None = None
+    num_threads: PositiveInt | None = None
     """CPU threads per process; None leaves torch's choice."""

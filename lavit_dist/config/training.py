@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+
 from lavit_dist.config.base import config
 from lavit_dist.errors import check
 
@@ -23,17 +25,17 @@ class OptimizerConfig:
     """Decoupled weight decay of the matrices that Muon moves."""
     min_learning_rate: float = 0.0
     """Learning rate at the last step."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up from zero."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Shape of the decay after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of Adam's averages."""
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """Adam's epsilon."""
-    weight_decay: float = 0.1
+    weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay, applied to matrices only (not to norms, biases or tables of positions)."""
-    gradient_clipping: float = 1.0
+    gradient_clipping: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
 
     def validate(self) -> None:
@@ -42,7 +44,6 @@ class OptimizerConfig:
             0 <= self.min_learning_rate <= self.learning_rate,
             f"optimizer.min_learning_rate {self.min_learning_rate} must lie between 0 and learning_rate {self.learning_rate}.",
         )
-        check(self.warmup_steps >= 0, f"optimizer.warmup_steps {self.warmup_steps} must not be negative.")
 
 
 @config

@@ -42,6 +42,8 @@ def _image_bytes(pair: SourcePair) -> bytes:
     if not isinstance(pair.image, Path):
         return read_bytes(pair.image)
     try:
+        if pair.image.exists() and not pair.image.is_file():
+            raise SampleError("unreadable_image", f"{pair.name} is not a regular file")
         return pair.image.read_bytes()
     except FileNotFoundError:
         raise SampleError("missing_image", f"{pair.name} does not exist") from None

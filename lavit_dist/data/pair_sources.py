@@ -18,6 +18,7 @@ STAGE = "read_source"
 IMAGE_COLUMNS = ("image", "image_path", "file_name", "path")
 CAPTION_COLUMNS = ("captions", "caption", "text")
 KEY_COLUMN = "key"
+csv.field_size_limit(1 << 24)  # characters; the library's own limit would refuse a file for one long caption
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = (*DELIMITERS, ".jsonl")
 FOLDER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -54,10 +55,14 @@ def read_source(source: Path, columns: Columns) -> tuple[list[SourcePair], list[
     )
     if source.is_file():
         return _read_table(source, columns)
-    tars = sorted(source.glob("*.tar"))
+    check(
+        source.is_dir(),
+        f"source {source} is neither a folder nor a file; name a folder of pictures and captions, or a captions file.",
+    )
+    tars = sorted(path for path in source.glob("*.tar") if path.is_file())
     if tars:
         return _read_tars(tars)
-    tables = sorted(path for path in source.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
+    tables = sorted(path for path in source.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file())
     if len(tables) > 1:
         raise UserError(
             f"source {source} holds several captions files ({', '.join(path.name for path in tables)}); name the one to use."
@@ -99,6 +104,8 @@ def _split_lines(text: Path) -> tuple[str, ...]:
         raise SampleError("missing_caption", f"no {text.name} beside the picture") from None
     except UnicodeDecodeError as error:
         raise SampleError("malformed_caption", f"{text.name} is not UTF-8: {error}") from error
+    except OSError as error:  # a folder, a loop of links, no permission
+        raise SampleError("malformed_caption", f"{text.name} can't be read: {error.strerror}") from error
 
 
 def _read_tars(tars: list[Path]) -> tuple[list[SourcePair], list[Quarantined]]:
@@ -116,7 +123,7 @@ def _read_tars(tars: list[Path]) -> tuple[list[SourcePair], list[Quarantined]]:
 def _read_table(path: Path, columns: Columns) -> tuple[list[SourcePair], list[Quarantined]]:
     check(
         path.suffix.lower() in TABLE_SUFFIXES,
-        f"source {path} is not a folder and does not end in {', '.join(TABLE_SUFFIXES)}; convert it to one of these.",
+        f"source {path} is not a folder and does not end in {', '.join(TABLE_SUFFIXES)}; convert it to one of these, or name the folder of the tars that it is one of.",
     )
     rows: list[tuple[str, dict[str, Any]]] = []
     quarantined: list[Quarantined] = []
@@ -126,6 +133,7 @@ def _read_table(path: Path, columns: Columns) -> tuple[list[SourcePair], list[Qu
         else:
             rows.append((where, row))
     names = list(dict.fromkeys(name for _, row in rows for name in row))
+    check(bool(names) or bool(quarantined), f"The captions file {path} holds no rows; fill it, or name another.")
     image_column = _choose_column(path, "image_column", columns.image, IMAGE_COLUMNS, names)
     caption_column = _choose_column(path, "caption_column", columns.caption, CAPTION_COLUMNS, names)
     if columns.key is not None:
@@ -161,13 +169,13 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
                     if line.strip():
                         yield f"line {number}", _parse_line(line)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"The captions file {path} can't be read ({error}); it must be UTF-8 text.") from error
+        raise UserError(f"The captions file {path} can't be read ({error}); give a readable one, in UTF-8.") from error
 
 
 def _parse_line(line: str) -> dict[str, Any] | SampleError:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return SampleError("malformed_row", f"not JSON: {error}", line.encode())
     return row if isinstance(row, dict) else SampleError("malformed_row", f"a {type(row).__name__}, not an object", line.encode())
 

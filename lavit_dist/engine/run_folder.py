@@ -46,7 +46,15 @@ class RunFolder:
         """Raises `UserError` naming the first setting of `value` that differs from those the folder was made with."""
         if not self.config.exists():
             return
-        then, now = _flatten(yaml.safe_load(self.config.read_text())), _flatten(to_dict(value))
+        try:
+            found = yaml.safe_load(self.config.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            found = None
+        if not isinstance(found, dict):
+            raise UserError(
+                f"{self.config} is damaged: it holds no settings; remove it if the settings of this run are those of the runs before."
+            )
+        then, now = _flatten(found), _flatten(to_dict(value))
         for key in sorted(then.keys() | now.keys()):
             if key.split(".")[0] not in MAY_CHANGE and then.get(key) != now.get(key):
                 raise UserError(
@@ -67,14 +75,16 @@ class RunFolder:
         barrier()
 
     def _lock(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.root / ".lock")
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
                 f"Another run is at work in {self.root}; wait for it to end, or give this one another run_dir."
             ) from None
+        except OSError as error:
+            raise UserError(f"run_dir {self.root} can't be written ({error.strerror}); name a folder that can be.") from error
 
     def publish(self, write: Callable[[Path], None]) -> None:
         """Lets rank 0 write the product with `write(folder)`; it appears as RUN_DIR/model whole or not at all. Collective."""

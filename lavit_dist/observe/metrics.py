@@ -78,7 +78,14 @@ class MetricsCallback(Callback):
 
 
 def read_lines(path: Path) -> list[str]:
-    """The complete lines of a JSONL file; a last line that a crash cut short is left out. An absent file has none."""
+    """The lines of a JSONL file that hold an object each; a line that a crash cut short is left out. An absent file has none."""
     if not path.exists():
         return []
-    return [line for line in path.read_text().splitlines(keepends=False) if line.endswith("}")]
+    return [line for line in path.read_text(errors="replace").splitlines(keepends=False) if _is_record(line)]
+
+
+def _is_record(line: str) -> bool:
+    try:
+        return "step" in json.loads(line)
+    except (ValueError, TypeError):
+        return False

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavit_dist.files import write_atomically
+from lavit_dist.files import read_json, write_atomically
 
 STAGES_FILE = "stages.json"
 
@@ -36,7 +36,7 @@ def read_stage_records(folder: Path) -> dict[str, StageRecord]:
     path = folder / STAGES_FILE
     if not path.exists():
         return {}
-    return {name: StageRecord(**record) for name, record in json.loads(path.read_text()).items()}
+    return {name: StageRecord(**record) for name, record in read_json(path, "remove it; it holds the stages' times alone").items()}
 
 
 def write_stage_records(folder: Path, records: Mapping[str, StageRecord]) -> None:

@@ -148,3 +148,11 @@ def test_steps_after_the_one_that_was_gone_back_to_do_not_push_out_new_ones(tmp_
     newest = store.latest()
     assert newest is not None
     assert newest.step == 1500
+
+
+def test_latest_that_is_empty_says_what_to_do(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    (tmp_path / "latest").write_text("")
+    with pytest.raises(UserError, match=r"names the checkpoint \(no name\), which is missing"):
+        store.latest()

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavit_dist.config import build, config, load_config, save_config, to_dict
+from lavit_dist.config.generate import SamplingConfig
+from lavit_dist.config.model import LlamaConfig, VisualTokenizerConfig
 from lavit_dist.config.training import OptimizerConfig
 from lavit_dist.errors import UserError, check
 
@@ -162,3 +164,39 @@ def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFacto
 def test_optimizer_settings_are_checked_where_they_are_used() -> None:
     with pytest.raises(UserError, match=r"optimizer\.min_learning_rate 1\.0 must lie between 0 and learning_rate 0\.1"):
         build(OptimizerConfig, {"learning_rate": 0.1, "min_learning_rate": 1.0})
+
+
+@pytest.mark.parametrize("base", ["", "5", "[1]", "{a: 1}"])
+def test_a_base_that_is_no_name_is_refused(tmp_path: Path, base: str) -> None:
+    path = write(tmp_path, "run.yaml", f"base: {base}\n")
+    with pytest.raises(UserError, match=r"must be the name of a YAML file, or a list of such names"):
+        load_config(OuterConfig, path)
+
+
+@pytest.mark.parametrize("argument", ["inner=[1]", "[=1"])
+def test_an_override_that_can_not_be_merged_is_one_sentence(tmp_path: Path, argument: str) -> None:
+    path = write(tmp_path, "run.yaml", "inner: {learning_rate: 0.1}\n")
+    with pytest.raises(UserError) as caught:
+        load_config(OuterConfig, path, [argument])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "argument"),
+    [
+        (VisualTokenizerConfig, "merger.heads=0"),
+        (VisualTokenizerConfig, "decoder.heads=0"),
+        (VisualTokenizerConfig, "encoder.head_width=0"),
+        (VisualTokenizerConfig, "codebook.size=0"),
+        (VisualTokenizerConfig, "codebook.decay=1"),
+        (LlamaConfig, "num_attention_heads=0"),
+        (LlamaConfig, "num_key_value_heads=-1"),
+        (LlamaConfig, "init_std=0"),
+        (SamplingConfig, "seed=-1"),
+        (SamplingConfig, "seed=99999999999999999999999"),
+        (OptimizerConfig, "weight_decay=-1"),
+    ],
+)
+def test_numbers_out_of_range_are_named(cls: type, argument: str) -> None:
+    with pytest.raises(UserError, match=rf"{argument.partition('=')[0]} = .* is not legal"):
+        load_config(cls, None, [argument])

@@ -1,6 +1,7 @@
 """Pictures and captions in the forms that people keep them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_a_folder_of_tars_is_read_through_the_tolerant_reader(tmp_path, write_ta
             "a.csv",
             r"none of the columns image, .*set image_column to one of its own: photo, caption",
         ),
-        ({"a.jsonl": ""}, "a.jsonl", "its own: none"),
+        ({"a.jsonl": ""}, "a.jsonl", "holds no rows"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(tmp_path, files, name, message):
@@ -120,3 +121,31 @@ def test_a_picture_that_cannot_be_opened_is_a_refusal(tmp_path, name):
     assert isinstance(pairs[0].image, Path)
     with pytest.raises(SampleError, match=r"missing_image|unreadable_image"):
         check_pair(pairs[0], "k", 10**6, None)
+
+
+def test_one_odd_file_or_row_does_not_stop_the_others(tmp_path, jpeg):
+    for name in ("a", "folder", "loop"):
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg())
+    (tmp_path / "a.txt").write_text("a picture")
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "odd.tar").mkdir()
+    pairs, refused = listed(tmp_path)
+    assert pairs == {"a": ("a.jpg", ("a picture",))}
+    assert refused == {("folder.jpg", "malformed_caption"), ("loop.jpg", "malformed_caption")}
+
+    os.mkfifo(tmp_path / "pipe.jpg")
+    rows = [json.dumps({"image": name, "caption": "a picture"}) for name in ("a.jpg", "pipe.jpg")]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, "[" * 200_000]) + "\n")
+    found, bad = read_source(tmp_path / "rows.jsonl", Columns())
+    assert [record.reason for record in bad] == ["malformed_row"]
+    check_pair(found[0], "a", 10**6, None)
+    with pytest.raises(SampleError, match="not a regular file"):
+        check_pair(found[1], "pipe", 10**6, None)
+
+
+def test_a_source_that_holds_nothing_says_so(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    for source, sentence in ((tmp_path / "empty.jsonl", "holds no rows"), (Path("/dev/null"), "neither a folder nor a file")):
+        with pytest.raises(UserError, match=sentence):
+            read_source(source, Columns())

@@ -78,3 +78,17 @@ def test_bad_pairs_are_named_and_the_job_goes_on(run, photos, tmp_path):
     assert written - keys == {key for key in written if key.startswith("_evil-")}
     assert len(written) == 4
     assert "empty_caption 1, image_bomb 1, missing_image 1, unreadable_image 2" in result.stderr.splitlines()[-1]
+
+
+def test_one_pair_can_not_be_held_out_from_itself(run, jpeg, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/a.jpg").write_bytes(jpeg())
+    (tmp_path / "set/a.txt").write_text("a picture")
+    arguments = (f"source={tmp_path / 'set'}", f"run_dir={tmp_path / 'pairs'}")
+    refused = run("ingest", *arguments, "heldout_fraction=0.1")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith("error: ")
+    assert "one usable pair" in refused.stderr
+    assert not (tmp_path / "pairs/summary.json").exists()
+    shutil.rmtree(tmp_path / "pairs")
+    assert run("ingest", *arguments, "heldout_fraction=0").returncode == 0

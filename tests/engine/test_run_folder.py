@@ -79,3 +79,17 @@ def test_a_folder_in_which_another_run_works_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path)
     first.lock.release()
     open_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{a: [", "just words"])
+def test_damaged_settings_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config.yaml is damaged.*remove it if"):
+        open_run(tmp_path)
+
+
+def test_a_run_dir_that_can_not_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(UserError, match=r"run_dir .* can't be written"):
+            open_run(folder)
