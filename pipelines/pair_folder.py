@@ -20,7 +20,7 @@ from lavit_dist.config.ingest import IngestConfig
 from lavit_dist.config.make_shapes import MakeShapesConfig
 from lavit_dist.data.pair_writer import PairWriter
 from lavit_dist.data.pairs import SPLITS
-from lavit_dist.engine.run_folder import RunFolder
+from lavit_dist.engine.run_folder import LOCK, RunFolder
 from lavit_dist.errors import check
 from lavit_dist.files import read_json, write_atomically
 
@@ -36,7 +36,9 @@ def open_pair_folder(config: IngestConfig | MakeShapesConfig, source_digest: str
     """
     folder = RunFolder(config.run_dir)
     check(
-        folder.config.exists() or not folder.root.exists() or (folder.root.is_dir() and not any(folder.root.iterdir())),
+        folder.config.exists()
+        or not folder.root.exists()
+        or (folder.root.is_dir() and {path.name for path in folder.root.iterdir()} <= {LOCK}),
         f"run_dir {folder.root} is a file, or holds files that this program didn't make; name a new or an empty folder.",
     )
     summary_path = folder.root / SUMMARY

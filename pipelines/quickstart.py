@@ -18,13 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
 from lavit_dist.config.base import save_config
 from lavit_dist.config.quickstart import QuickstartConfig
-from lavit_dist.engine.run_folder import RunFolder
+from lavit_dist.engine.run_folder import RunFolder, hold
 from lavit_dist.errors import UserError
 from lavit_dist.observe.process import run_watched
 from lavit_dist.observe.stage_records import StageRecord, clock, gigabytes, read_stage_records, write_stage_records
@@ -42,16 +41,7 @@ def run(config: QuickstartConfig) -> None:
     stages = plan_stages(config)
     for stage in stages:
         RunFolder(stage.folder).check_config(stage.config)
-    lock = FileLock(config.root / ".lock")
-    try:
-        config.root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"Another quickstart is at work in {config.root}; wait for it, or take another folder: make quickstart RUN=FOLDER."
-        ) from None
-    except OSError as error:
-        raise UserError(f"run_dir {config.root} can't be written ({error.strerror}); name a folder that can be.") from error
+    lock = hold(config.root)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, lambda number, _: sys.exit(128 + number))  # by way of run_watched, which ends the stage

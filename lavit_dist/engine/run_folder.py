@@ -24,6 +24,7 @@ from lavit_dist.files import sync_folder, sync_tree
 from lavit_dist.parallel.distributed import barrier, rank
 
 logger = logging.getLogger(__name__)
+LOCK = ".lock"
 MAY_CHANGE = ("logging", "checkpoint", "num_threads", "run_dir", "ray", "verify_inputs")
 """Settings that a resumed run may change: they decide what is reported, when and where, never what is computed."""
 
@@ -70,21 +71,9 @@ class RunFolder:
         self.check_config(value)
         barrier()
         if rank() == 0:
-            self._lock()
+            self.lock = hold(self.root)
             save_config(value, self.config)
         barrier()
-
-    def _lock(self) -> None:
-        self.lock = FileLock(self.root / ".lock")
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"Another run is at work in {self.root}; wait for it to end, or give this one another run_dir."
-            ) from None
-        except OSError as error:
-            raise UserError(f"run_dir {self.root} can't be written ({error.strerror}); name a folder that can be.") from error
 
     def publish(self, write: Callable[[Path], None]) -> None:
         """Lets rank 0 write the product with `write(folder)`; it appears as RUN_DIR/model whole or not at all. Collective."""
@@ -98,6 +87,22 @@ class RunFolder:
             sync_folder(self.root)
             logger.info("wrote %s", self.model)
         barrier()
+
+
+def hold(root: Path) -> FileLock:
+    """Makes the folder and takes its lock, which lasts until it is released or the process ends.
+
+    Raises `UserError` when another process holds it, and for a folder that can't be written.
+    """
+    lock = FileLock(root / LOCK)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"Another run is at work in {root}; wait for it to end, or give this one another run_dir.") from None
+    except OSError as error:
+        raise UserError(f"run_dir {root} can't be written ({error.strerror}); name a folder that can be.") from error
+    return lock
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -78,7 +78,7 @@ def test_two_do_not_work_in_one_folder(tmp_path: Path) -> None:
         finished = quickstart(tmp_path, *SMALL)
     assert finished.returncode == 2
     assert finished.stderr.count("\n") == 1
-    assert f"Another quickstart is at work in {tmp_path}" in finished.stderr
+    assert f"Another run is at work in {tmp_path}" in finished.stderr
     assert not (tmp_path / "pairs").exists()
 
 

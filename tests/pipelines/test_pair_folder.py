@@ -113,3 +113,10 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, capsys, cls, stage,
     assert len(errors) == 1
     assert message in errors[0]
     assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == ["a.jpg", "a.txt"]
+
+
+def test_a_folder_in_which_a_run_ended_before_it_began_is_as_good_as_empty(tmp_path):
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs/.lock").touch()
+    make(tmp_path / "pairs")
+    assert (tmp_path / "pairs/summary.json").exists()
