@@ -44,7 +44,7 @@ def caption(config: GenerateConfig, images: Sequence[str]) -> None:
     _write_lines(out / "captions.jsonl", lines)
     write_atomically(out / "captions.txt", "".join(words + "\n" for words in captions).encode())
     cells = [Cell((to_image(image),), words) for image, words in zip(pixels, captions, strict=True)]
-    contact_sheet(cells).save(out / "contact_sheet.png")
+    _save_sheet(out, cells)
     for name, words in zip(images, captions, strict=True):
         logger.info("%s: %s", name, words)
 
@@ -61,7 +61,7 @@ def draw(config: GenerateConfig, prompts: Sequence[str]) -> None:
         [{"file": name, "prompt": prompt} for name, prompt in zip(names, prompts, strict=True)],
     )
     cells = [Cell((picture,), prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
-    contact_sheet(cells).save(Path(config.out) / "contact_sheet.png")
+    _save_sheet(Path(config.out), cells)
 
 
 def reconstruct(config: GenerateConfig, images: Sequence[str]) -> None:
@@ -79,7 +79,7 @@ def reconstruct(config: GenerateConfig, images: Sequence[str]) -> None:
         original = to_image(before)
         cells.append(Cell((original, dim_dropped(original, keep_mask), after), f"{Path(image).name}: {len(codes)} tokens"))
     _write_lines(Path(config.out) / "pictures.jsonl", lines)
-    contact_sheet(cells).save(Path(config.out) / "contact_sheet.png")
+    _save_sheet(Path(config.out), cells)
 
 
 def _load_painter(config: GenerateConfig) -> Painter:
@@ -134,6 +134,12 @@ def _save_pictures(out: Path, pictures: Sequence[Image.Image]) -> list[str]:
     for name, picture in zip(names, pictures, strict=True):
         picture.save(out / name)
     return names
+
+
+def _save_sheet(out: Path, cells: Sequence[Cell]) -> None:
+    """Writes everything at a glance, and says where it is."""
+    contact_sheet(cells).save(out / "contact_sheet.png")
+    logger.info("wrote %s", out / "contact_sheet.png")
 
 
 def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:

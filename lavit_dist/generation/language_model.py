@@ -52,7 +52,9 @@ class LanguageModel:
         text_tokenizer = TextTokenizer.load(folder)
         vocabulary = Vocabulary(facts["text_size"], facts["codebook_size"])
         from transformers import LlamaForCausalLM
+        from transformers.utils import logging as of_transformers
 
+        of_transformers.disable_progress_bar()  # one bar per load says less than the lines around it
         try:
             model = LlamaForCausalLM.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
