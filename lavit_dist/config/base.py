@@ -115,7 +115,8 @@ def _over_defaults(cls: type, values: Any) -> Any:
 def _validate(value: Any) -> None:
     for field in dataclasses.fields(value):
         child = getattr(value, field.name)
-        for item in child if isinstance(child, tuple) else (child,):
+        parts = child.values() if isinstance(child, dict) else child if isinstance(child, tuple) else (child,)
+        for item in parts:
             if dataclasses.is_dataclass(item):
                 _validate(item)
     if hasattr(value, "validate"):

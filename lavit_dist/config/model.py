@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from lavit_dist.config.base import config
 from lavit_dist.errors import check
@@ -76,8 +76,13 @@ class CodebookConfig:
     """Channels of a code."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Weight of the past in the moving averages that make the codes (BEiT-2's quantizer, which LaVIT credits)."""
-    revive_below: NonNegativeFloat = 0.05
-    """A code whose moving count of hits per step falls below this is moved to a feature of the batch."""
+    revive_below: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """A code whose moving count of hits falls below this share of the codes' mean is moved onto a vector of the batch; 0 never does."""
+    learning: Literal["ema", "gradient"] = "ema"
+    """How codes learn: by moving averages of the vectors they are nearest to, as the authors did; or, as in the first VQ-VAE, by the
+    gradient of their distance to them, which collapses (official issue 29) and is here for comparison."""
+    initialisation: Literal["kmeans", "random"] = "kmeans"
+    """Where codes begin when the quantizer comes on: at k-means centres of vectors, as the authors did, or at random."""
 
 
 @config

@@ -41,7 +41,8 @@ class ContrastiveTraining:
         loss = contrastive_loss(pictures, captions, scale, same)
         accuracy = same.gather(1, (pictures @ captions.t()).argmax(-1, keepdim=True)).float().mean()
         metrics = {"loss": loss.item(), "retrieval_accuracy": accuracy.item()}
-        return mean_over_ranks(metrics) | self.engine.step(loss) | {"images": float(self.config.global_batch_size)}
+        self.engine.backward(loss)
+        return mean_over_ranks(metrics) | self.engine.step() | {"images": float(self.config.global_batch_size)}
 
     def save(self, folder: Path) -> None:
         self.engine.save(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ TAG = "deepspeed"
 class DataParallelEngine:
     """Takes optimizer steps on `module`'s trainable parameters; call `module` through `self.module`.
 
-    Every rank passes its share of the global batch and the mean loss over it.
+    Every rank passes the mean loss over each of its micro-batches of a step, all of one size, to `backward`, and then calls `step`.
+    `learning_rate_scales` are factors of single parameters' learning rates.
     """
 
     def __init__(
@@ -31,13 +33,15 @@ class DataParallelEngine:
         micro_batch_size: int,
         precision: str = "fp32",
         zero_stage: int = 1,
+        accumulation_steps: int = 1,
+        learning_rate_scales: Mapping[nn.Parameter, float] | None = None,
     ) -> None:
         import deepspeed
 
         muon = optimizer.name == "muon"
         config = {
             "train_micro_batch_size_per_gpu": micro_batch_size,
-            "gradient_accumulation_steps": 1,
+            "gradient_accumulation_steps": accumulation_steps,
             # ZeRO keeps flat pieces of parameters, of which Muon can't see that they were matrices.
             "zero_optimization": {"stage": 0 if muon else zero_stage},
             "gradient_clipping": optimizer.gradient_clipping,
@@ -47,18 +51,24 @@ class DataParallelEngine:
         }
         if not muon:
             config["optimizer"] = deepspeed_optimizer(optimizer)
+        self.accumulation_steps = accumulation_steps
         self.module, *_ = deepspeed.initialize(
             model=module,
-            model_parameters=parameter_groups(module.parameters(), optimizer.weight_decay),
-            optimizer=MuonWithAdamW(module, optimizer) if muon else None,
+            model_parameters=parameter_groups(module.parameters(), optimizer, learning_rate_scales),
+            optimizer=MuonWithAdamW(module, optimizer, learning_rate_scales) if muon else None,
             lr_scheduler=scheduler_factory(optimizer, total_steps),
             config=config,
         )
 
-    def step(self, loss: Tensor) -> dict[str, float]:
-        """Backward, gradient all-reduce, clipping, optimizer, schedule; returns the step's `learning_rate` and `grad_norm`."""
-        learning_rate = self.module.get_lr()[0]
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of one micro-batch's mean loss; the last of a step also averages gradients over the ranks."""
         self.module.backward(loss)
+        if not self.module.is_gradient_accumulation_boundary():
+            self.module.step()  # only counts the micro-batch
+
+    def step(self) -> dict[str, float]:
+        """Clipping, optimizer, schedule; returns the step's `learning_rate` and `grad_norm`."""
+        learning_rate = self.module.get_lr()[0]
         grad_norm = self._grad_norm()
         self.module.step()
         if grad_norm is None:
@@ -71,6 +81,10 @@ class DataParallelEngine:
             return None
         gradients = [parameter.grad for parameter in self.module.module.parameters() if parameter.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
+
+    def close(self) -> None:
+        """Lets go of the module, which another engine may then take."""
+        self.module.destroy()
 
     def save(self, folder: Path, client_state: dict[str, Any] | None = None) -> None:
         """Writes weights, buffers, optimizer and schedule under `folder`. Collective."""

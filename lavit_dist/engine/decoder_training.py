@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from lavit_dist.config.decoder import TrainDecoderConfig
 from lavit_dist.data.hashing import stable_hash
 from lavit_dist.data.image import denormalise, resized
 from lavit_dist.data.pairs import PairBatches
+from lavit_dist.engine.averaged_weights import AveragedWeights
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache
 from lavit_dist.models.pixel_decoder import Latents, PixelDecoder
@@ -23,8 +23,6 @@ from lavit_dist.models.visual_tokenizer import VisualTokenizer
 from lavit_dist.parallel.distributed import device, mean_over_ranks, rank, world_size
 
 AVERAGES = "averaged_weights"
-AVERAGE_WARMUP = 10.0
-"""Steps after which the moving average of the weights starts to forget its beginning slowly, as in diffusers' EMAModel."""
 
 
 class Draws(NamedTuple):
@@ -57,7 +55,7 @@ class DecoderTraining:
         self.tokenizer = tokenizer.to(device())
         self.decoder = decoder.to(device())
         self.features = FeatureCache(self._reconstruct, config.feature_cache_bytes)
-        self.averaged = copy.deepcopy(self.decoder).requires_grad_(False)
+        self.averages = AveragedWeights(self.decoder, config.ema_decay)
         self.snr = signal_to_noise(scheduler).to(device())
         self.engine = DataParallelEngine(
             _Denoising(self.decoder),
@@ -82,19 +80,20 @@ class DecoderTraining:
         error = (predicted - target).square().mean((1, 2, 3))
         loss = (error * self._weights(timesteps)).mean()
         metrics = mean_over_ranks({"loss": loss.item(), "error": error.mean().item()})
-        metrics |= self.engine.step(loss)
-        self._average(step)
+        self.engine.backward(loss)
+        metrics |= self.engine.step()
+        self.averages.update(step)
         return metrics | {"images": float(self.config.global_batch_size)}
 
     def product(self) -> PixelDecoder:
         """The decoder to publish."""
-        return self.averaged if self.config.ema_decay else self.decoder
+        return self.averages.product
 
     def save(self, folder: Path) -> None:
-        self.engine.save(folder, {AVERAGES: self.averaged.state_dict()})
+        self.engine.save(folder, {AVERAGES: self.averages.state_dict()})
 
     def load(self, folder: Path) -> None:
-        self.averaged.load_state_dict(self.engine.load(folder)[AVERAGES])
+        self.averages.load_state_dict(self.engine.load(folder)[AVERAGES])
 
     def _reconstruct(self, keys: Sequence[str], pixel_values: Tensor) -> Tensor:
         """Features [batch, patch, width] that the tokenizer makes of its own codes; each image's selection noise follows its key."""
@@ -110,11 +109,6 @@ class DecoderTraining:
         config, snr = self.config, self.snr[timesteps]
         of_image = snr if config.loss_weighting == "epsilon" else snr.clamp(config.snr_floor, config.snr_gamma)
         return of_image / snr if config.model.prediction_type == "epsilon" else of_image
-
-    @torch.no_grad()
-    def _average(self, step: int) -> None:
-        decay = min(self.config.ema_decay, (1 + step) / (AVERAGE_WARMUP + step))
-        torch._foreach_lerp_(list(self.averaged.parameters()), [p.detach() for p in self.decoder.parameters()], 1 - decay)
 
 
 class _Denoising(nn.Module):

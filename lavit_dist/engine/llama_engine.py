@@ -47,7 +47,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary_size: int, p
             module, mpu = _sequential(layers), ModelParallelUnit()
         engine, *_ = deepspeed.initialize(
             model=module,
-            model_parameters=parameter_groups(module.parameters(), config.optimizer.weight_decay),
+            model_parameters=parameter_groups(module.parameters(), config.optimizer),
             lr_scheduler=scheduler_factory(config.optimizer, config.total_steps),
             mpu=mpu,
             config=_deepspeed_config(config, micro_batches),

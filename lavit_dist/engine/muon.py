@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,19 +26,23 @@ class MuonWithAdamW(torch.optim.Optimizer):
     A kernel [out, in, height, width] is moved as the matrix [out, in x height x width].
     """
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, scales: Mapping[nn.Parameter, float] | None = None
+    ) -> None:
         hidden = [parameter for name, parameter in module.named_parameters() if _takes_muon(name, parameter)]
         chosen = {id(parameter) for parameter in hidden}
         rest = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
         self.kernels = [(kernel, nn.Parameter(kernel.detach().flatten(1))) for kernel in hidden if kernel.dim() > 2]
         """Kernels, and the same memory as matrices."""
-        matrices = [parameter for parameter in hidden if parameter.dim() == 2] + [matrix for _, matrix in self.kernels]
+        matrices: dict[float, list[nn.Parameter]] = {}
+        for parameter, matrix in [(matrix, matrix) for matrix in hidden if matrix.dim() == 2] + self.kernels:
+            matrices.setdefault((scales or {}).get(parameter, 1.0), []).append(matrix)
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
-                parameter_groups(rest, config.weight_decay), config.learning_rate, config.betas, config.eps, fused=True
+                parameter_groups(rest, config, scales), config.learning_rate, config.betas, config.eps, fused=True
             ),
             torch.optim.Muon(
-                matrices,
+                [{"params": group, "lr": scale * config.muon_learning_rate} for scale, group in matrices.items()],
                 lr=config.muon_learning_rate,
                 weight_decay=config.muon_weight_decay,
                 momentum=MOMENTUM,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,13 +29,23 @@ def scheduler_factory(optimizer: OptimizerConfig, total_steps: int) -> Callable[
     return lambda wrapped: LambdaLR(wrapped, lambda step: learning_rate_factor(step, total_steps=total_steps, optimizer=optimizer))
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices with weight decay, everything of one dimension without."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if parameter.squeeze().dim() > 1]
-    vectors = [parameter for parameter in trainable if parameter.squeeze().dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(
+    parameters: Iterable[nn.Parameter],
+    optimizer: OptimizerConfig,
+    scales: Mapping[nn.Parameter, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: matrices with weight decay, everything of one dimension without, apart by learning rate.
+
+    `scales` are factors of the learning rate; a parameter without one has 1.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            groups.setdefault((parameter.squeeze().dim() > 1, (scales or {}).get(parameter, 1.0)), []).append(parameter)
+    return [
+        {"params": group, "weight_decay": optimizer.weight_decay if decays else 0.0, "lr": scale * optimizer.learning_rate}
+        for (decays, scale), group in sorted(groups.items(), reverse=True, key=lambda item: item[0])
+    ]
 
 
 def deepspeed_optimizer(optimizer: OptimizerConfig) -> dict[str, Any]:

@@ -1,142 +1,293 @@
-"""Training of the visual tokenizer on frozen features: first continuous, then with the quantizer on (Eq. 4)."""
+"""Training of the visual tokenizer on frozen features, phase by phase (Eq. 4)."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from lavit_dist.config.tokenizer import TrainTokenizerConfig
-from lavit_dist.data.hashing import stable_hash
-from lavit_dist.data.pairs import PairBatches
+from lavit_dist.config.tokenizer import PhaseConfig, TrainTokenizerConfig
+from lavit_dist.data.image_batches import ImageBatches
+from lavit_dist.engine.averaged_weights import AveragedWeights
+from lavit_dist.engine.codebook import CodebookLearner, TokenVectors
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache
-from lavit_dist.models.selector import gumbel_noise
-from lavit_dist.models.tokenizer_losses import guidance_loss, rate_loss, reconstruction_loss
-from lavit_dist.models.visual_tokenizer import Reconstruction, VisualTokenizer
-from lavit_dist.parallel.distributed import device, gather, mean_over_ranks, mean_with_gradient, rank, world_size
+from lavit_dist.models.autoencoder import FeatureAutoencoder, Reconstruction
+from lavit_dist.models.selector import keyed_gumbel_noise, select_some
+from lavit_dist.models.tokenizer_losses import (
+    codebook_loss,
+    commitment_loss,
+    error_quantile,
+    guidance_loss,
+    rate_loss,
+    reconstruction_error,
+)
+from lavit_dist.models.visual_tokenizer import VisualTokenizer
+from lavit_dist.parallel.distributed import device, gather, gather_objects, matmul_precision, mean_over_ranks, world_size
 
 logger = logging.getLogger(__name__)
-HITS = "codebook_hits"
+PHASE_FILE = "phase.json"
+THRESHOLD_DECAY = 0.8
+"""Weight of the past in the error above which a dropped patch should have been kept; it falls quickly at first."""
+
+
+class Phase(NamedTuple):
+    """A phase of a run, and the optimizer step that it starts at."""
+
+    name: str
+    config: PhaseConfig
+    first_step: int
+
+
+class MicroBatch(NamedTuple):
+    """What one backward pass takes."""
+
+    positions: list[int]
+    """Places of the images in the global batch."""
+    features: Tensor
+    """Frozen features [image, patch, width]."""
+    noise: Tensor
+    """Selection noise [image, patch, 2], which depends on the seed, the step and the place alone."""
+    keep_mask: Tensor
+    """The patches that are kept, bools [image, patch]."""
 
 
 class TokenizerTraining:
-    """A `Trainable`: selector, merger, decoder by gradient, the codebook by moving averages that all ranks share."""
+    """A `Trainable`: the parts that the phase names by gradient, the codebook by moving averages that all ranks share.
 
-    def __init__(self, config: TrainTokenizerConfig, tokenizer: VisualTokenizer, batches: PairBatches) -> None:
+    Losses and codebook are the same (to rounding) however the global batch is shared out to ranks and micro-batches.
+    """
+
+    def __init__(self, config: TrainTokenizerConfig, tokenizer: VisualTokenizer, images: ImageBatches, features: FeatureCache) -> None:
         self.config = config
-        self.batches = batches
+        self.images = images
+        self.features = features
         self.tokenizer = tokenizer.to(device())
-        self.features = FeatureCache(lambda _, pixel_values: tokenizer.encode(pixel_values), config.feature_cache_bytes)
-        self.engine = DataParallelEngine(
-            self.tokenizer,
-            optimizer=config.optimizer,
-            total_steps=config.total_steps,
-            micro_batch_size=config.global_batch_size // world_size(),
-            precision=config.precision,
-            # ZeRO keeps its own copy of the weights and would go on moving a selector that has been frozen.
-            zero_stage=0 if config.freeze_selector else 1,
-        )
+        self.model = FeatureAutoencoder(tokenizer)
+        self.codebook = CodebookLearner(self.model.quantizer, seed=config.seed, usage_window=config.health.usage_window_steps)
+        self.averages = AveragedWeights(self.model, config.ema_decay)
+        self.error_threshold: float | None = None
+        """Error above which a dropped patch should have been kept; None until one was measured."""
+        self.phase: Phase | None = None
+        self.micro_batch_size = config.micro_batch_size or config.global_batch_size // world_size()
 
     def train_step(self, step: int) -> Mapping[str, float]:
-        config = self.config
-        quantize = step >= config.quantize_from
-        if quantize and config.freeze_selector:
-            self.tokenizer.selector.requires_grad_(False)
-        if step == config.quantize_from:
-            self._switch_quantizer_on(step)
-        features = self._features(step)
-        at_random = config.selector_signal == "reconstruction_error" and not quantize
-        out = self.engine.module(
-            features,
-            self._noise(step, features),
-            temperature=config.gumbel_temperature,
-            quantize=quantize,
-            random_keep_ratio=config.keep_ratio if at_random else None,
-        )
-        reconstruction = reconstruction_loss(features, out.features)
-        loss = reconstruction + config.rate_weight * rate_loss(mean_with_gradient(out.keep_mask.mean()), config.keep_ratio)
-        figures: dict[str, float] = {}
-        if at_random:
-            guidance = guidance_loss(features, out, config.keep_ratio)
-            loss = loss + guidance
-            figures["selector_loss"] = guidance.item()
-        if out.quantized is not None and config.commitment_cost:
-            committed = (out.quantized.unit - self.tokenizer.quantizer.embedding(out.quantized.codes)).square().sum(-1).mean()
-            loss = loss + config.commitment_cost * committed
-        tokens = out.keep_mask.detach().sum(-1)
-        metrics = mean_over_ranks(
-            {
-                "loss": loss.item(),
-                "reconstruction_loss": reconstruction.item(),
-                "keep_ratio": out.keep_mask.mean().item(),
-                "tokens_per_image": tokens.mean().item(),
-                "tokens_per_image_std": tokens.std().item(),
-                **figures,
-            }
-        )
-        metrics |= self.engine.step(loss)
-        if out.quantized is not None:
-            metrics |= self._move_codebook(out, step)
-        return metrics | {"images": float(config.global_batch_size)}
+        phase = phase_of(self.config, step)
+        if self.phase != phase:
+            self._enter(phase)
+            self._prepare(phase)
+        waited = self.images.wait_seconds
+        batches = list(self._read(step, phase.config))
+        keep_ratios = gather(torch.cat([batch.keep_mask.float().mean(-1) for batch in batches]))
+        compare = phase.config.quantize and step % max(1, self.config.health.continuous_every_steps) == 0
+        figures: dict[str, list[Tensor]] = {}
+        errors = []
+        if compare and self.config.health.continuous_every_steps:
+            figures["continuous_reconstruction_loss"] = [self._continuous_loss(batch) for batch in batches]
+        for batch in batches:
+            out = self._forward(batch, step, phase)
+            error = reconstruction_error(batch.features, out.features)
+            losses = self._losses(batch, out, error, phase.config, keep_ratios.mean())
+            self.engine.backward(torch.stack(list(losses.values())).sum())
+            figures.setdefault("loss", []).append(torch.stack(list(losses.values())).sum().detach())
+            for name, loss in losses.items():
+                figures.setdefault(name, []).append(loss.detach())
+            errors.append(error.detach())
+            if out.quantized is not None:
+                lengths = batch.keep_mask.sum(-1).tolist()
+                self.codebook.collect(batch.positions, lengths, out.unit.detach(), out.quantized.codes)
+        metrics = mean_over_ranks({name: torch.stack(values).mean().item() for name, values in figures.items()})
+        tokens = keep_ratios * batches[0].features.shape[1]
+        metrics |= {
+            "keep_ratio": keep_ratios.mean().item(),
+            "keep_ratio_std": keep_ratios.std().item(),
+            "tokens_per_image": tokens.mean().item(),
+            "tokens_per_image_std": tokens.std().item(),
+        }
+        metrics |= self.engine.step()
+        if phase.config.quantize:
+            metrics |= self.codebook.update(step, learn="codebook" in phase.config.train)
+            if self.config.codebook.learning == "gradient":
+                self.model.quantizer.normalise()
+        if self._guided(phase.config):
+            self._move_threshold(torch.cat(errors), torch.cat([batch.keep_mask for batch in batches]))
+        self.averages.update(step)
+        return metrics | {
+            "quantizing": float(phase.config.quantize),
+            "images": float(self.config.global_batch_size),
+            "data_wait_seconds": self.images.wait_seconds - waited,
+        }
 
     def save(self, folder: Path) -> None:
-        self.engine.save(folder, {HITS: self.tokenizer.quantizer.hits})
+        assert self.phase is not None
+        state: dict[str, Any] = {
+            "codebook": self.codebook.state_dict(),
+            "averages": self.averages.state_dict(),
+            "error_threshold": self.error_threshold,
+            "images": gather_objects(self.images.state_dict()),
+        }
+        (folder / PHASE_FILE).write_text(json.dumps({"phase": self.phase.name}))
+        self.engine.save(folder, state)
 
     def load(self, folder: Path) -> None:
-        self.tokenizer.quantizer.hits.copy_(self.engine.load(folder)[HITS])
+        name = json.loads((folder / PHASE_FILE).read_text())["phase"]
+        self._enter(next(phase for phase in phases_of(self.config) if phase.name == name))
+        state = self.engine.load(folder)
+        self.codebook.load_state_dict(state["codebook"])
+        self.averages.load_state_dict(state["averages"])
+        self.error_threshold = state["error_threshold"]
+        self.images.load_state_dict(state["images"])
 
-    def _features(self, step: int) -> Tensor:
-        batch = self.batches.batch(step)
-        return self.features(batch.indices, batch.keys, batch.pixel_values.to(device()))
+    def product(self) -> VisualTokenizer:
+        """The tokenizer to publish, with averaged weights where they are kept."""
+        product = self.averages.product
+        self.tokenizer.tokenizer_encoder, self.tokenizer.decoder = product.tokenizer_encoder, product.decoder
+        return self.tokenizer
 
-    def _noise(self, step: int, features: Tensor) -> Tensor:
-        """Selection noise that depends on the seed, the step and the rank alone, so that a resumed run draws the same."""
-        return gumbel_noise((*features.shape[:2], 2), self._generator(step, "selection")).to(features.device)
-
-    def _generator(self, step: int, purpose: str) -> torch.Generator:
-        return torch.Generator().manual_seed(stable_hash(purpose, self.config.seed, step, rank()) >> 1)
+    def _enter(self, phase: Phase) -> None:
+        """Sets what learns, and gives it a new optimizer."""
+        config, settings = self.config, phase.config
+        if self.phase is not None:
+            self.engine.close()
+        self.model.requires_grad_(False)
+        scales: dict[nn.Parameter, float] = {}
+        for part in settings.train:
+            if part != "codebook" or config.codebook.learning == "gradient":
+                for parameter in self.model.part(part).requires_grad_(True).parameters():
+                    scales[parameter] = settings.learning_rate_scale * settings.part_learning_rate_scales.get(part, 1.0)
+        self.model.decoder.unet_proj.requires_grad_(False)  # train_decoder trains it
+        self.engine = DataParallelEngine(
+            self.model,
+            optimizer=replace(
+                config.optimizer,
+                schedule=settings.schedule or config.optimizer.schedule,
+                warmup_steps=config.optimizer.warmup_steps if settings.warmup_steps is None else settings.warmup_steps,
+            ),
+            total_steps=settings.steps,
+            micro_batch_size=self.micro_batch_size,
+            accumulation_steps=config.global_batch_size // world_size() // self.micro_batch_size,
+            precision=config.precision,
+            zero_stage=config.zero_stage,
+            learning_rate_scales=scales,
+        )
+        self.phase = phase
+        logger.info("phase %s: %s learn for %d steps", phase.name, ", ".join(settings.train), settings.steps)
 
     @torch.no_grad()
-    def _switch_quantizer_on(self, step: int) -> None:
-        """k-means over the vectors of the next batches, and the frozen selector's bias, alike on every rank."""
-        config, tokenizer = self.config, self.tokenizer
-        ahead = [self._features(step + index) for index in range(config.kmeans_batches)]
-        if config.freeze_selector:
-            tokenizer.selector.calibrate(gather(torch.cat([tokenizer.selector(features) for features in ahead])), config.keep_ratio)
-        vectors = []
-        for index, features in enumerate(ahead):
-            noise = self._noise(step + index, features)
-            vectors.append(tokenizer(features, noise, temperature=config.gumbel_temperature, quantize=False).kept_vectors)
-        if rank() == 0:
-            batches = config.kmeans_batches / world_size()  # global ones, of whose vectors rank 0 has its share
-            tokenizer.quantizer.initialise(torch.cat(vectors).cpu(), torch.Generator().manual_seed(config.seed), batches=batches)
-        if world_size() > 1:
-            dist.broadcast(tokenizer.quantizer.embedding.weight, 0)
-            dist.broadcast(tokenizer.quantizer.hits, 0)
-        logger.info("quantizer on: codebook initialised by k-means over %d batches", config.kmeans_batches)
+    def _prepare(self, phase: Phase) -> None:
+        """Calibrates the selector and initialises the codebook, where the phase starts with that, over the next batches."""
+        config, settings = self.config, phase.config
+        initialise = config.initialises_codebook(phase.name)
+        if not settings.calibrate_selector and not initialise:
+            return
+        features = []
+        for _ in range(config.kmeans_batches):
+            batch = self.images.next()
+            features.append((batch.positions, self._encode(batch.keys, batch.pixel_values)))
+        if settings.calibrate_selector:
+            log_probs = gather(torch.cat([self.model.selector(of_batch) for _, of_batch in features]))
+            self.model.selector.calibrate(log_probs, config.rate.keep_ratio, sampled=settings.selection != "arg_max")
+        if initialise:
+            vectors: list[TokenVectors] = []
+            for index, (positions, of_batch) in enumerate(features):
+                places = [index * config.global_batch_size + position for position in positions]
+                for start in range(0, len(places), self.micro_batch_size):
+                    part = slice(start, start + self.micro_batch_size)
+                    micro = self._micro_batch(f"kmeans/{phase.name}", places[part], of_batch[part], settings)
+                    out = self.engine.module(micro.features, keep_mask=micro.keep_mask, quantize=False)
+                    lengths = micro.keep_mask.sum(-1).tolist()
+                    vectors += [TokenVectors(*each) for each in zip(places[part], out.unit.split(lengths), strict=True)]
+            self.codebook.initialise(vectors, batches=config.kmeans_batches)
+            logger.info("codebook initialised by k-means over %d batches", config.kmeans_batches)
+
+    def _read(self, step: int, settings: PhaseConfig) -> Iterator[MicroBatch]:
+        """This rank's share of the next global batch, in micro-batches."""
+        batch = self.images.next()
+        features = self._encode(batch.keys, batch.pixel_values)
+        for start in range(0, len(features), self.micro_batch_size):
+            part = slice(start, start + self.micro_batch_size)
+            yield self._micro_batch(f"step/{step}", batch.positions[part], features[part], settings)
+
+    def _encode(self, keys: Sequence[str], pixel_values: Tensor) -> Tensor:
+        with matmul_precision(self.config.precision):
+            return self.features(keys, pixel_values.to(device())).float()
 
     @torch.no_grad()
-    def _move_codebook(self, out: Reconstruction, step: int) -> dict[str, float]:
-        assert out.quantized is not None
-        quantizer = self.tokenizer.quantizer
-        counts, sums = quantizer.statistics(out.quantized)
-        size = quantizer.config.size
-        draw = torch.randint(len(out.quantized.unit), (size,), generator=self._generator(step, "revival"))
-        candidates = out.quantized.unit[draw.to(out.quantized.unit.device)]
-        if world_size() > 1:
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
-            dist.broadcast(candidates, 0)
-        revived = quantizer.update(counts, sums, candidates)
-        share = counts / counts.sum()
-        perplexity = torch.special.entr(share).sum().exp()
-        return {
-            "perplexity": perplexity.item(),
-            "codes_used": 1 - revived / size,
-            "codes_revived": float(revived),
-        }
+    def _micro_batch(self, moment: str, positions: list[int], features: Tensor, settings: PhaseConfig) -> MicroBatch:
+        noise = keyed_gumbel_noise([f"{moment}/{position}" for position in positions], features.shape[1], self.config.seed)
+        noise = noise.to(features.device)
+        if settings.selection == "random":
+            ratio = self.config.rate.keep_ratio
+            mask = select_some(features.new_tensor([ratio, 1 - ratio]).log().expand_as(noise), noise)
+        else:
+            mask = select_some(self.model.selector(features), noise if settings.selection == "sample" else None)
+        return MicroBatch(positions, features, noise, mask)
+
+    def _forward(self, batch: MicroBatch, step: int, phase: Phase) -> Reconstruction:
+        settings = phase.config
+        if settings.straight_through:
+            temperature = gumbel_temperature(settings, step - phase.first_step)
+            return self.engine.module(batch.features, gumbel_noise=batch.noise, temperature=temperature, quantize=settings.quantize)
+        guided = self._guided(settings)
+        return self.engine.module(batch.features, keep_mask=batch.keep_mask, quantize=settings.quantize, with_log_probs=guided)
+
+    def _losses(
+        self, batch: MicroBatch, out: Reconstruction, error: Tensor, settings: PhaseConfig, keep_ratio: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms whose sum is minimised, by the names that they are reported under."""
+        config = self.config
+        losses = {"reconstruction_loss": error.mean()}
+        if settings.straight_through:
+            losses["rate_loss"] = config.rate.weight * rate_loss(out.keep_mask, keep_ratio, config.rate)
+        elif self._guided(settings) and self.error_threshold is not None:
+            assert out.log_probs is not None
+            losses["selector_loss"] = guidance_loss(error, batch.keep_mask, out.log_probs, self.error_threshold)
+        if out.quantized is not None:
+            tokens = float(keep_ratio) * batch.keep_mask.numel()  # a micro-batch's share of those of the global batch
+            if config.commitment_cost:
+                losses["commitment_loss"] = config.commitment_cost * commitment_loss(out.unit, out.quantized.chosen, tokens)
+            if config.codebook.learning == "gradient" and "codebook" in settings.train:
+                losses["codebook_loss"] = codebook_loss(out.unit, out.quantized.chosen, tokens)
+        return losses
+
+    @torch.no_grad()
+    def _continuous_loss(self, batch: MicroBatch) -> Tensor:
+        """What the same images would lose without the quantizer."""
+        out = self.engine.module(batch.features, keep_mask=batch.keep_mask, quantize=False)
+        return reconstruction_error(batch.features, out.features).mean()
+
+    def _guided(self, settings: PhaseConfig) -> bool:
+        return "selector" in settings.train and settings.selector_signal == "reconstruction_error"
+
+    def _move_threshold(self, errors: Tensor, keep_mask: Tensor) -> None:
+        """Follows the error that a share `keep_ratio` of all dropped patches lies above."""
+        every, kept = gather(errors), gather(keep_mask)
+        now = error_quantile(every[~kept], self.config.rate.keep_ratio)
+        before = now if self.error_threshold is None else self.error_threshold
+        self.error_threshold = THRESHOLD_DECAY * before + (1 - THRESHOLD_DECAY) * now
+
+
+def phases_of(config: TrainTokenizerConfig) -> Iterator[Phase]:
+    """The phases with their first steps."""
+    first = 0
+    for name, settings in config.schedule.items():
+        yield Phase(name, settings, first)
+        first += settings.steps
+
+
+def phase_of(config: TrainTokenizerConfig, step: int) -> Phase:
+    """The phase that optimizer step `step` (from 0) belongs to."""
+    return [phase for phase in phases_of(config) if phase.first_step <= step][-1]
+
+
+def gumbel_temperature(settings: PhaseConfig, step: int) -> float:
+    """The temperature of Eq. 1 at step `step` (from 0) of a phase: geometric from the first to the final one."""
+    final = settings.final_gumbel_temperature or settings.gumbel_temperature
+    progress = min(1.0, step / max(1, settings.steps - 1))
+    return float(settings.gumbel_temperature * (final / settings.gumbel_temperature) ** progress)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lavit_dist.config.model import VisualTokenizerConfig
 from lavit_dist.models.merger import TokenMerger
-from lavit_dist.models.quantizer import Quantized, VectorQuantizer
-from lavit_dist.models.selector import TokenSelector, select, select_straight_through
+from lavit_dist.models.quantizer import VectorQuantizer
+from lavit_dist.models.selector import TokenSelector, select
 from lavit_dist.models.tokenizer_decoder import HighResolutionTokenizerDecoder, TokenizerDecoder
 from lavit_dist.models.vision_encoder import VisionEncoder
 
@@ -24,21 +24,6 @@ class TokenizedImages(NamedTuple):
     """Per image [token], int64, 0 .. K - 1, in raster order of the kept patches."""
     keep_mask: Tensor
     """[batch, patch] bools."""
-
-
-class Reconstruction(NamedTuple):
-    """What a training step needs of the tokenizer's forward pass."""
-
-    features: Tensor
-    """Reconstructed patch features [batch, patch, width]."""
-    log_probs: Tensor
-    """The selector's log-probabilities [batch, patch, 2]."""
-    keep_mask: Tensor
-    """[batch, patch] of zeros and ones with a straight-through gradient."""
-    kept_vectors: Tensor
-    """Vectors of kept patches before quantization [token, dim], detached."""
-    quantized: Quantized | None
-    """Codes of the kept patches, or None where the quantizer is off."""
 
 
 class TokenizerEncoder(nn.Module):
@@ -118,32 +103,3 @@ class VisualTokenizer(nn.Module):
         """Language-model inputs [token, vit_proj_dim] of the kept patches: merged features that bypass the codebook."""
         assert self.tokenizer_encoder.vit_proj is not None
         return self.tokenizer_encoder.vit_proj(self.merger(features, keep_mask.to(features.dtype))[keep_mask])
-
-    def forward(
-        self,
-        features: Tensor,
-        gumbel_noise: Tensor,
-        *,
-        temperature: float,
-        quantize: bool,
-        random_keep_ratio: float | None = None,
-    ) -> Reconstruction:
-        """The differentiable path from frozen patch features [batch, patch, width] to their reconstruction.
-
-        Every position is computed and masks say what is kept, so that the gradient of the reconstruction reaches the selector
-        both through the merger's masks and through the decoder's. With `random_keep_ratio` every patch is kept with that
-        probability, whatever the selector says.
-        """
-        log_probs = self.selector(features)
-        choice = log_probs
-        if random_keep_ratio is not None:
-            choice = log_probs.new_tensor([random_keep_ratio, 1 - random_keep_ratio]).log().expand_as(log_probs)
-        keep_mask = select_straight_through(choice, gumbel_noise, temperature)
-        vectors = self.tokenizer_encoder.encode_task_layer(self.merger(features, keep_mask))
-        kept = keep_mask.detach() > 0
-        kept_vectors = vectors[kept]
-        quantized = self.quantizer(kept_vectors) if quantize else None
-        unit = quantized.vectors if quantized else F.normalize(kept_vectors.float(), dim=-1)
-        memory = torch.zeros_like(vectors, dtype=unit.dtype).masked_scatter(kept[..., None], unit)
-        dropped = F.normalize(vectors.float(), dim=-1) * ~kept[..., None]
-        return Reconstruction(self.decoder(memory + dropped, keep_mask), log_probs, keep_mask, kept_vectors.detach(), quantized)

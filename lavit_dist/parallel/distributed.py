@@ -7,6 +7,7 @@ import random
 import socket
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,6 +104,25 @@ def gather(local: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(local) for _ in range(world_size())]
     dist.all_gather(parts, local)
     return torch.cat(parts)
+
+
+def gather_rows(local: torch.Tensor) -> torch.Tensor:
+    """The rows [any, ...] of every rank in rank order, however many each has, without gradients."""
+    if world_size() == 1:
+        return local
+    counts = gather(torch.tensor([len(local)], device=local.device)).tolist()
+    padded = torch.cat([local, local.new_zeros(max(counts) - len(local), *local.shape[1:])])
+    parts = gather(padded).split(len(padded))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_objects(local: dict[str, Any]) -> dict[str, Any]:
+    """The union of every rank's small dictionary."""
+    if world_size() == 1:
+        return local
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, local)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def seed_everything(seed: int) -> None:

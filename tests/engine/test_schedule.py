@@ -45,7 +45,7 @@ def test_groups_cover_what_is_trainable_and_decay_matrices_only() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2, bias=False))
     model[2].weight.requires_grad_(False)
     model.register_parameter("table", nn.Parameter(torch.zeros(1, 1, 5)))
-    groups = parameter_groups(model.parameters(), weight_decay=0.1)
+    groups = parameter_groups(model.parameters(), OptimizerConfig(weight_decay=0.1))
     found = [parameter for group in groups for parameter in group["params"]]
     assert {id(parameter) for parameter in found} == {id(p) for p in model.parameters() if p.requires_grad}
     assert len(found) == len({id(parameter) for parameter in found})
