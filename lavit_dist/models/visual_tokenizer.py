@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lavit_dist.config.model import VisualTokenizerConfig
 from lavit_dist.models.merger import TokenMerger
 from lavit_dist.models.quantizer import VectorQuantizer
-from lavit_dist.models.selector import TokenSelector, select
+from lavit_dist.models.selector import TokenSelector, select_some
 from lavit_dist.models.tokenizer_decoder import HighResolutionTokenizerDecoder, TokenizerDecoder
 from lavit_dist.models.vision_encoder import VisionEncoder
 
@@ -74,18 +74,20 @@ class VisualTokenizer(nn.Module):
         """Codes of images; see `tokenize_features`."""
         return self.tokenize_features(self.encode(pixel_values), gumbel_noise)
 
-    def tokenize_features(self, features: Tensor, gumbel_noise: Tensor | None) -> TokenizedImages:
+    def tokenize_features(self, features: Tensor, gumbel_noise: Tensor | None, *, masked: bool = False) -> TokenizedImages:
         """Codes of patch features [batch, patch, width].
 
         `gumbel_noise` [batch, patch, 2] makes the selection a sample, as the released code does; None takes the arg-max.
-        An image of which nothing would be kept keeps its most probable patch.
+        An image of which nothing would be kept keeps its most probable patch. `masked` runs the merger as released, on every
+        patch under masks, instead of on the kept ones alone (`TokenMerger.merge_kept`).
         """
-        log_probs = self.selector(features)
-        keep_mask = select(log_probs, gumbel_noise)
-        best = F.one_hot(log_probs[..., 0].argmax(-1), features.shape[1]).bool()
-        keep_mask = torch.where(keep_mask.any(-1, keepdim=True), keep_mask, best)
-        merged = self.merger(features, keep_mask.to(features.dtype))
-        codes = self.quantizer(self.tokenizer_encoder.encode_task_layer(merged[keep_mask])).codes
+        keep_mask = select_some(self.selector(features), gumbel_noise)
+        merged = (
+            self.merger(features, keep_mask.to(features.dtype))[keep_mask]
+            if masked
+            else self.merger.merge_kept(features, keep_mask)
+        )
+        codes = self.quantizer.assign(F.normalize(self.tokenizer_encoder.encode_task_layer(merged).float(), dim=-1))
         return TokenizedImages(list(codes.split(keep_mask.sum(-1).tolist())), keep_mask)
 
     def pack(self, codes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -102,4 +104,4 @@ class VisualTokenizer(nn.Module):
     def continuous_embeddings(self, features: Tensor, keep_mask: Tensor) -> Tensor:
         """Language-model inputs [token, vit_proj_dim] of the kept patches: merged features that bypass the codebook."""
         assert self.tokenizer_encoder.vit_proj is not None
-        return self.tokenizer_encoder.vit_proj(self.merger(features, keep_mask.to(features.dtype))[keep_mask])
+        return self.tokenizer_encoder.vit_proj(self.merger.merge_kept(features, keep_mask))
