@@ -69,5 +69,5 @@ class TokenizerHealthConfig:
     """Steps between sample sheets, RUN_DIR/sheets/step-00001000.png; 0 draws none."""
     sheet_images: PositiveInt = 6
     """Images on a sheet, the same ones on each."""
-    sheet_bank_images: PositiveInt = 32
+    sheet_bank_images: PositiveInt = 64
     """Further images, of whose patches nearest-neighbour reconstructions are made."""

@@ -34,6 +34,11 @@ def line_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
 
 
 def histogram(counts: Sequence[int], *, x: str, y: str) -> str:
+    """`histogram_figure` as a data URI."""
+    return _uri(histogram_figure(counts, x=x, y=y))
+
+
+def histogram_figure(counts: Sequence[int], *, x: str, y: str) -> Figure:
     """How often each whole number from 0 occurs; a line marks the mean."""
     figure, axes = _axes(x, y)
     occurring = np.flatnonzero(counts)
@@ -42,7 +47,7 @@ def histogram(counts: Sequence[int], *, x: str, y: str) -> str:
     mean = float(np.average(np.arange(len(counts)), weights=counts))
     axes.axvline(mean, color=COLOURS[1], linewidth=1.5)
     axes.annotate(f"mean {mean:.1f}", (mean, axes.get_ylim()[1]), color=COLOURS[1], xytext=(5, -10), textcoords="offset points")
-    return _uri(figure)
+    return figure
 
 
 def spread_chart(groups: Mapping[int, Sequence[int]], *, x: str, y: str) -> str:
