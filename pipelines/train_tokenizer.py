@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from lavit_dist.checkpoint.official import load_vision_encoder, save_visual_tokenizer
+from lavit_dist.checkpoint.official import load_vision_encoder, load_visual_tokenizer, save_visual_tokenizer
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.tokenizer import TrainTokenizerConfig
-from lavit_dist.data.pairs import PairBatches, PairDataset, list_shards
-from lavit_dist.engine.loop import run_training
+from lavit_dist.data.image_batches import ImageBatches, open_images
+from lavit_dist.engine.feature_cache import FeatureCache
+from lavit_dist.engine.loop import Callback, run_training
 from lavit_dist.engine.run_folder import RunFolder
 from lavit_dist.engine.tokenizer_training import TokenizerTraining
+from lavit_dist.errors import check
+from lavit_dist.evaluation.sheet_callback import SampleSheetCallback
 from lavit_dist.models.initialisation import initialise
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
+from lavit_dist.observe.collapse import CollapseDetector
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.metrics import MetricsCallback
+from lavit_dist.observe.symptoms import Setup
 from lavit_dist.parallel.apex import check_apex
 from lavit_dist.parallel.distributed import init_distributed, rank, seed_everything, world_size
 
@@ -31,22 +36,82 @@ def run(config: TrainTokenizerConfig) -> None:
     if folder.done:
         logger.info("%s is already there", folder.model)
         return
-    encoder = load_vision_encoder(config.tower, config.encoder)
-    dataset = PairDataset(list_shards(config.pairs), config.encoder.image_size, max_pixels=config.max_pixels)
-    batches = PairBatches(dataset, config.global_batch_size, config.seed, rank(), world_size())
+    _check_batch(config, world_size())
+    tokenizer = _tokenizer(config)
+    images = _open_images(config, batch_size=config.global_batch_size, ranks=world_size())
 
     init_distributed(config.num_threads)
     folder.open(config)
-    seed_everything(config.seed)
-    tokenizer = VisualTokenizer(config.model)
-    initialise(tokenizer)
-    tokenizer.encoder = encoder
-    tokenizer.decoder.unet_proj.requires_grad_(False)  # train_decoder trains it
+    features = FeatureCache(
+        tokenizer.encode,
+        memory_bytes=config.feature_cache_bytes,
+        disk_bytes=config.feature_disk_bytes,
+        folder=Path(config.feature_folder or folder.root / "features"),
+    )
+    training = TokenizerTraining(config, tokenizer, images, features)
     run_training(
-        TokenizerTraining(config, tokenizer, batches),
+        training,
         total_steps=config.total_steps,
         store=CheckpointStore(folder.checkpoints),
         checkpoint=config.checkpoint,
-        callbacks=[MetricsCallback(Path(config.run_dir), config.logging)],
+        callbacks=[MetricsCallback(folder.root, config.logging), *_watchers(config, training)],
     )
-    folder.publish(lambda out: save_visual_tokenizer(tokenizer, out))
+    folder.publish(lambda out: save_visual_tokenizer(training.product(), out))
+
+
+def _watchers(config: TrainTokenizerConfig, training: TokenizerTraining) -> list[Callback]:
+    """What looks after the tokenizer's health."""
+    health = config.health
+    setup = Setup(
+        codebook_size=config.codebook.size,
+        keep_ratio=config.rate.keep_ratio,
+        usage_window_steps=health.usage_window_steps,
+        images_may_differ=config.rate.per != "image",
+    )
+    watchers: list[Callback] = [CollapseDetector(health.collapse, setup)]
+    if health.sheet_every_steps and rank() == 0:
+        count = health.sheet_images + health.sheet_bank_images
+        pixel_values = _open_images(config, batch_size=count).next().pixel_values
+        shown, bank = pixel_values.split([health.sheet_images, health.sheet_bank_images])
+        watchers.append(
+            SampleSheetCallback(
+                Path(config.run_dir), health.sheet_every_steps, training.tokenizer, shown, bank, training.token_counts
+            )
+        )
+    return watchers
+
+
+def _open_images(config: TrainTokenizerConfig, *, batch_size: int, ranks: int = 1) -> ImageBatches:
+    return open_images(
+        config.images,
+        image_size=config.encoder.image_size,
+        global_batch_size=batch_size,
+        seed=config.seed,
+        rank=rank() % ranks,
+        world_size=ranks,
+    )
+
+
+def _tokenizer(config: TrainTokenizerConfig) -> VisualTokenizer:
+    """The tokenizer to start with: new, or that of `initial`, over the frozen tower."""
+    encoder = load_vision_encoder(config.tower, config.encoder)
+    seed_everything(config.seed)
+    if config.initial is None:
+        tokenizer = VisualTokenizer(config.model)
+        initialise(tokenizer)
+    else:
+        tokenizer = load_visual_tokenizer(config.initial)
+    tokenizer.encoder = encoder
+    return tokenizer
+
+
+def _check_batch(config: TrainTokenizerConfig, ranks: int) -> None:
+    share = config.global_batch_size // ranks
+    check(
+        config.global_batch_size % ranks == 0,
+        f"global_batch_size {config.global_batch_size} can't be shared out to {ranks} ranks; choose a multiple of {ranks}.",
+    )
+    check(
+        share % (config.micro_batch_size or share) == 0,
+        f"micro_batch_size {config.micro_batch_size} does not divide the {share} images of each of {ranks} ranks; choose a divisor.",
+    )

@@ -63,6 +63,8 @@ class CodebookLearner:
         self.last_hit[counts > 0] = step
         revived = 0
         if learn:
+            if self.quantizer.config.learning == "gradient":
+                self.quantizer.normalise()  # after the optimizer moved it
             dead = self.quantizer.update(counts, self.sums)
             if len(dead):
                 revived = self.quantizer.revive(dead, self._candidates(step, len(dead)))

@@ -18,6 +18,7 @@ from lavit_dist.engine.averaged_weights import AveragedWeights
 from lavit_dist.engine.codebook import CodebookLearner, TokenVectors
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache
+from lavit_dist.engine.token_counts import TokenCounts
 from lavit_dist.models.autoencoder import FeatureAutoencoder, Reconstruction
 from lavit_dist.models.selector import keyed_gumbel_noise, select_some
 from lavit_dist.models.tokenizer_losses import (
@@ -74,6 +75,8 @@ class TokenizerTraining:
         self.averages = AveragedWeights(self.model, config.ema_decay)
         self.error_threshold: float | None = None
         """Error above which a dropped patch should have been kept; None until one was measured."""
+        self.token_counts = TokenCounts(config.encoder.num_patches)
+        """How many tokens images got of late, for whoever draws it."""
         self.phase: Phase | None = None
         self.micro_batch_size = config.micro_batch_size or config.global_batch_size // world_size()
 
@@ -84,44 +87,53 @@ class TokenizerTraining:
             self._prepare(phase)
         waited = self.images.wait_seconds
         batches = list(self._read(step, phase.config))
+        waited = self.images.wait_seconds - waited
         keep_ratios = gather(torch.cat([batch.keep_mask.float().mean(-1) for batch in batches]))
-        compare = phase.config.quantize and step % max(1, self.config.health.continuous_every_steps) == 0
-        figures: dict[str, list[Tensor]] = {}
-        errors = []
-        if compare and self.config.health.continuous_every_steps:
-            figures["continuous_reconstruction_loss"] = [self._continuous_loss(batch) for batch in batches]
-        for batch in batches:
-            out = self._forward(batch, step, phase)
-            error = reconstruction_error(batch.features, out.features)
-            losses = self._losses(batch, out, error, phase.config, keep_ratios.mean())
-            self.engine.backward(torch.stack(list(losses.values())).sum())
-            figures.setdefault("loss", []).append(torch.stack(list(losses.values())).sum().detach())
-            for name, loss in losses.items():
-                figures.setdefault(name, []).append(loss.detach())
-            errors.append(error.detach())
-            if out.quantized is not None:
-                lengths = batch.keep_mask.sum(-1).tolist()
-                self.codebook.collect(batch.positions, lengths, out.unit.detach(), out.quantized.codes)
-        metrics = mean_over_ranks({name: torch.stack(values).mean().item() for name, values in figures.items()})
-        tokens = keep_ratios * batches[0].features.shape[1]
-        metrics |= {
-            "keep_ratio": keep_ratios.mean().item(),
-            "keep_ratio_std": keep_ratios.std().item(),
-            "tokens_per_image": tokens.mean().item(),
-            "tokens_per_image_std": tokens.std().item(),
-        }
+        figures: dict[str, Tensor] = {}
+        every = self.config.health.continuous_every_steps
+        if phase.config.quantize and every and step % every == 0:
+            figures["continuous_reconstruction_loss"] = torch.stack([self._continuous_loss(batch) for batch in batches]).mean()
+        figures |= self._backward(batches, step, phase, keep_ratios.mean())
+        metrics = mean_over_ranks({name: value.item() for name, value in figures.items()})
+        metrics |= self._rate_figures(keep_ratios, batches[0].features.shape[1])
         metrics |= self.engine.step()
         if phase.config.quantize:
             metrics |= self.codebook.update(step, learn="codebook" in phase.config.train)
-            if self.config.codebook.learning == "gradient":
-                self.model.quantizer.normalise()
-        if self._guided(phase.config):
-            self._move_threshold(torch.cat(errors), torch.cat([batch.keep_mask for batch in batches]))
         self.averages.update(step)
         return metrics | {
             "quantizing": float(phase.config.quantize),
             "images": float(self.config.global_batch_size),
-            "data_wait_seconds": self.images.wait_seconds - waited,
+            "data_wait_seconds": waited,
+        }
+
+    def _backward(self, batches: Sequence[MicroBatch], step: int, phase: Phase, keep_ratio: Tensor) -> dict[str, Tensor]:
+        """Gradients of all micro-batches, their vectors to the codebook, and each loss's mean over them."""
+        figures: dict[str, list[Tensor]] = {}
+        errors = []
+        for batch in batches:
+            out = self._forward(batch, step, phase)
+            error = reconstruction_error(batch.features, out.features)
+            losses = self._losses(batch, out, error, phase.config, keep_ratio)
+            loss = torch.stack(list(losses.values())).sum()
+            self.engine.backward(loss)
+            for name, value in {"loss": loss, **losses}.items():
+                figures.setdefault(name, []).append(value.detach())
+            errors.append(error.detach())
+            if out.quantized is not None:
+                lengths = batch.keep_mask.sum(-1).tolist()
+                self.codebook.collect(batch.positions, lengths, out.unit.detach(), out.quantized.codes)
+        if self._guided(phase.config):
+            self._move_threshold(torch.cat(errors), torch.cat([batch.keep_mask for batch in batches]))
+        return {name: torch.stack(values).mean() for name, values in figures.items()}
+
+    def _rate_figures(self, keep_ratios: Tensor, num_patches: int) -> dict[str, float]:
+        tokens = keep_ratios * num_patches
+        self.token_counts.add(tokens.round())
+        return {
+            "keep_ratio": keep_ratios.mean().item(),
+            "keep_ratio_std": keep_ratios.std().item(),
+            "tokens_per_image": tokens.mean().item(),
+            "tokens_per_image_std": tokens.std().item(),
         }
 
     def save(self, folder: Path) -> None:
@@ -242,14 +254,15 @@ class TokenizerTraining:
     ) -> dict[str, Tensor]:
         """The terms whose sum is minimised, by the names that they are reported under."""
         config = self.config
+        tokens = float(keep_ratio) * batch.keep_mask.numel()  # a micro-batch's share of those of the global batch
         losses = {"reconstruction_loss": error.mean()}
         if settings.straight_through:
             losses["rate_loss"] = config.rate.weight * rate_loss(out.keep_mask, keep_ratio, config.rate)
         elif self._guided(settings) and self.error_threshold is not None:
             assert out.log_probs is not None
-            losses["selector_loss"] = guidance_loss(error, batch.keep_mask, out.log_probs, self.error_threshold)
+            dropped = batch.keep_mask.numel() - tokens
+            losses["selector_loss"] = guidance_loss(error, batch.keep_mask, out.log_probs, self.error_threshold, dropped)
         if out.quantized is not None:
-            tokens = float(keep_ratio) * batch.keep_mask.numel()  # a micro-batch's share of those of the global batch
             if config.commitment_cost:
                 losses["commitment_loss"] = config.commitment_cost * commitment_loss(out.unit, out.quantized.chosen, tokens)
             if config.codebook.learning == "gradient" and "codebook" in settings.train:

@@ -34,17 +34,16 @@ def rate_loss(keep_mask: Tensor, batch_keep_ratio: Tensor, rate: RateConfig) -> 
     return loss
 
 
-def guidance_loss(error: Tensor, keep_mask: Tensor, log_probs: Tensor, threshold: float) -> Tensor:
-    """Cross-entropy of dropped patches' keep probabilities against whether they should have been kept, a scalar.
+def guidance_loss(error: Tensor, keep_mask: Tensor, log_probs: Tensor, threshold: float, dropped: float) -> Tensor:
+    """Cross-entropy of dropped patches' keep probabilities against whether they should have been kept, divided by `dropped`, a scalar.
 
     Of the patches [batch, patch] that were dropped, those whose reconstruction `error` is above `threshold` should have been kept, so
     that an image with more to tell gets more tokens. What is dropped should be drawn at random (`selection: random`): where the
     selector draws it, what it keeps is never tested, and it runs away. `log_probs` [batch, patch, 2] carries the gradient.
     """
-    dropped = ~keep_mask
     wanted = (error.detach() > threshold).to(log_probs.dtype)
     keep, drop = log_probs.unbind(-1)
-    return -((wanted * keep + (1 - wanted) * drop) * dropped).sum() / dropped.sum().clamp_min(1)
+    return -((wanted * keep + (1 - wanted) * drop) * ~keep_mask).sum() / max(1.0, dropped)
 
 
 def commitment_loss(unit: Tensor, codes: Tensor, tokens: float) -> Tensor:
