@@ -25,6 +25,7 @@ setup(
         "webdataset>=1.0.2,<2",
         "pyarrow>=25,<27",
         "fsspec>=2026.1",
+        "braceexpand>=0.1.7,<0.2",
         "filelock>=4,<5",
         "numpy>=2.2,<3",
         "pillow>=12,<14",

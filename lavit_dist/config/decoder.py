@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from lavit_dist.config.base import Seed, config
+from lavit_dist.config.images import MAX_PIXELS
 from lavit_dist.config.model import PixelDecoderConfig
 from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
@@ -53,7 +54,7 @@ class TrainDecoderConfig:
     """DeepSpeed ZeRO: 1 spreads the optimizer's averages over the ranks."""
     feature_cache_bytes: NonNegativeInt = 1 << 30
     """Memory per rank for the frozen features of images already seen, bytes."""
-    max_pixels: PositiveInt = 89_478_485
+    max_pixels: PositiveInt = MAX_PIXELS
     """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are passed over."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5, betas=(0.9, 0.99), weight_decay=0.001, warmup_steps=1000)
     checkpoint: CheckpointConfig = CheckpointConfig()

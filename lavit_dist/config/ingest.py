@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from lavit_dist.config.base import Seed, config
+from lavit_dist.config.images import MAX_PIXELS, check_max_pixels
 from lavit_dist.errors import check
-
-PILLOW_LIMIT = 178_956_970
-"""Twice Pillow's `MAX_IMAGE_PIXELS`."""
 
 
 @config
@@ -31,18 +29,15 @@ class IngestConfig:
     """Pairs in one tar: the unit of work of the offline jobs."""
     max_side: int | None = None
     """Pictures with a longer side than this, in pixels, are shrunk and saved as JPEG; by default all files are kept as they are."""
-    max_pixels: int = 89_478_485
+    max_pixels: int = MAX_PIXELS
     """Pictures with more pixels than this are quarantined as bombs; the default is Pillow's `MAX_IMAGE_PIXELS`."""
     num_threads: int = 4
     """Pictures that are read and checked at a time."""
 
     def validate(self) -> None:
-        for name in ("samples_per_shard", "max_pixels", "num_threads"):
+        for name in ("samples_per_shard", "num_threads"):
             check(getattr(self, name) > 0, f"{name} {getattr(self, name)} must be at least 1.")
-        check(
-            self.max_pixels <= PILLOW_LIMIT,
-            f"max_pixels {self.max_pixels} must be at most {PILLOW_LIMIT}, above which Pillow refuses to open a picture.",
-        )
+        check_max_pixels(self.max_pixels)
         check(
             self.max_side is None or self.max_side >= 16,
             f"max_side {self.max_side} must be at least 16 pixels; leave it out to keep all.",

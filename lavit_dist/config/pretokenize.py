@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from lavit_dist.config.base import Seed, config
+from lavit_dist.config.images import MAX_PIXELS
 from lavit_dist.config.ray import RayConfig
 from lavit_dist.errors import check
 
@@ -29,7 +30,7 @@ class PretokenizeConfig:
     """Tars that make one id shard: 16 tars of 10,000 pairs give about 40 MB."""
     batch_size: int = 64
     """Images in one forward pass."""
-    max_pixels: int = 89_478_485
+    max_pixels: int = MAX_PIXELS
     """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are quarantined."""
     verify_inputs: bool = True
     """Whether the tars of finished shards are hashed again before the shards are passed over; names and sizes always are compared."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from lavit_dist.config.base import Seed, config
+from lavit_dist.config.images import MAX_PIXELS
 from lavit_dist.config.model import VisionEncoderConfig
 from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
@@ -52,7 +53,7 @@ class TrainTowerConfig:
     """Pairs per step over all ranks; every other pair of the batch is a negative."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """`bf16` multiplies matrices in bf16; weights, optimizer and losses stay in fp32."""
-    max_pixels: PositiveInt = 89_478_485
+    max_pixels: PositiveInt = MAX_PIXELS
     """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are passed over."""
     optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from lavit_dist.config.images import MAX_PIXELS
 from lavit_dist.data.quarantine import SampleError
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of each channel in CLIP's preprocessing, which the released LaVIT shares."""
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of each channel in CLIP's preprocessing."""
-MAX_PIXELS = 89_478_485
-"""Default size above which a picture counts as a decompression bomb: Pillow's own `MAX_IMAGE_PIXELS`."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """The decoders that foreign bytes may reach; Pillow has others that start programs (EPS) or read other files."""
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in `data` as RGB, turned upright by its EXIF orientation.
+    """The picture in `data` as 8-bit RGB, turned upright by its EXIF orientation.
+
+    Of an animation it is the first frame. 16-bit greys keep their upper 8 bits. Transparency is dropped, as the released code does it
+    (`convert("RGB")`): the colours beneath show. CMYK is taken to be inverted, as Adobe writes it into JPEG. Colour profiles are passed
+    over. TIFF, AVIF, HEIC and other formats beside `FORMATS` are refused.
 
     The size in the header is checked before any pixel is decoded. Raises `SampleError` with `unreadable_image` for anything that
     isn't a whole picture, and `image_bomb` for more than `max_pixels` pixels.
@@ -31,7 +35,10 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height <= max_pixels:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            image.load()
+            with suppress(Exception):  # damaged EXIF data are no reason to lose a picture
+                ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
     except Image.DecompressionBombError as error:
         raise SampleError("image_bomb", str(error), data) from error
     except UnidentifiedImageError as error:
@@ -89,6 +96,13 @@ def fit_within(image: Image.Image, max_side: int) -> Image.Image:
         return image
     width, height = (max(1, round(side * scale)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB. Pillow's own conversion of 16-bit greys would clip everything above 255 to white."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
 
 
 def _channels(values: tuple[float, float, float]) -> torch.Tensor:

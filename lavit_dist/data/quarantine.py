@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lavit_dist.files import write_atomically
+
+logger = logging.getLogger(__name__)
+LOGGED_ONE_BY_ONE = 10
 
 
 class SampleError(Exception):
@@ -58,3 +62,28 @@ def read_quarantine(path: Path) -> list[Quarantined]:
 def count_reasons(records: Iterable[Quarantined]) -> dict[str, int]:
     """How many records there are per reason, in alphabetical order."""
     return dict(sorted(Counter(record.reason for record in records).items()))
+
+
+class QuarantineLog:
+    """What a long run passes over: counted by reason, logged, and recorded up to a limit, so that dirty data can't fill the memory."""
+
+    def __init__(self, max_records: int = 10_000) -> None:
+        self.max_records = max_records
+        self.records: dict[str, Quarantined] = {}
+        """By key, the first `max_records` of them."""
+        self.counts: Counter[str] = Counter()
+        """How many were passed over per reason; beyond the limit, one that comes again in a later epoch is counted again."""
+
+    def add(self, records: Iterable[Quarantined]) -> None:
+        """Takes up records, each key once. The first ten are logged one by one, later ones as a sum whenever it has doubled."""
+        for record in records:
+            if record.key in self.records:
+                continue
+            if len(self.records) < self.max_records:
+                self.records[record.key] = record
+            self.counts[record.reason] += 1
+            number = self.counts.total()
+            if number <= LOGGED_ONE_BY_ONE:
+                logger.warning("%s is passed over: %s: %s", record.key, record.reason, record.message)
+            elif number % LOGGED_ONE_BY_ONE == 0 and (number // LOGGED_ONE_BY_ONE).bit_count() == 1:
+                logger.warning("%d samples have been passed over: %s", number, dict(sorted(self.counts.items())))

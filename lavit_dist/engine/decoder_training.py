@@ -54,7 +54,7 @@ class DecoderTraining:
         self.scheduler = scheduler
         self.tokenizer = tokenizer.to(device())
         self.decoder = decoder.to(device())
-        self.features = FeatureCache(self._reconstruct, config.feature_cache_bytes)
+        self.features = FeatureCache(self._reconstruct, memory_bytes=config.feature_cache_bytes)
         self.averages = AveragedWeights(self.decoder, config.ema_decay)
         self.snr = signal_to_noise(scheduler).to(device())
         self.engine = DataParallelEngine(
@@ -69,7 +69,7 @@ class DecoderTraining:
     def train_step(self, step: int) -> Mapping[str, float]:
         batch = self.batches.batch(step)
         pixel_values = batch.pixel_values.to(device())
-        features = self.features(batch.indices, batch.keys, pixel_values)
+        features = self.features([str(index) for index in batch.indices], pixel_values)
         painted = resized(pixel_values, self.config.image_size)
         clean = self.latents.encode((2 * denormalise(painted) - 1).clamp(-1, 1))
         draws = draw(step, clean.shape, self.config)
@@ -95,12 +95,16 @@ class DecoderTraining:
     def load(self, folder: Path) -> None:
         self.averages.load_state_dict(self.engine.load(folder)[AVERAGES])
 
-    def _reconstruct(self, keys: Sequence[str], pixel_values: Tensor) -> Tensor:
-        """Features [batch, patch, width] that the tokenizer makes of its own codes; each image's selection noise follows its key."""
+    def _reconstruct(self, indices: Sequence[str], pixel_values: Tensor) -> Tensor:
+        """Features [batch, patch, width] that the tokenizer makes of its own codes; each image's selection noise follows its key.
+
+        The cache knows images by their index in the data set: keys may come again in another tar.
+        """
         encoder = self.tokenizer.config.encoder
         seen = resized(pixel_values, encoder.image_size)
         noise = None
         if self.config.selection == "gumbel":
+            keys = [self.batches.dataset.samples[int(index)].key for index in indices]
             noise = keyed_gumbel_noise(keys, encoder.num_patches, self.config.seed).to(seen.device)
         return self.tokenizer.reconstruct(self.tokenizer.tokenize(seen, noise).codes)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lavit_dist.config.tokenizer import PhaseConfig, TrainTokenizerConfig
-from lavit_dist.data.image_batches import ImageBatches
+from lavit_dist.data.image_batches import ImageBatches, merge_states
 from lavit_dist.engine.averaged_weights import AveragedWeights
 from lavit_dist.engine.codebook import CodebookLearner, TokenVectors
 from lavit_dist.engine.data_parallel import DataParallelEngine
@@ -142,7 +142,7 @@ class TokenizerTraining:
             "codebook": self.codebook.state_dict(),
             "averages": self.averages.state_dict(),
             "error_threshold": self.error_threshold,
-            "images": gather_objects(self.images.state_dict()),
+            "images": merge_states(gather_objects(self.images.state_dict())),
         }
         (folder / PHASE_FILE).write_text(json.dumps({"phase": self.phase.name}))
         self.engine.save(folder, state)

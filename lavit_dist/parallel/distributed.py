@@ -7,7 +7,7 @@ import random
 import socket
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from lavit_dist.parallel.lean_imports import import_deepspeed
 
+T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a rank before the run is aborted; a 7B checkpoint is written well within it."""
 
@@ -116,13 +117,13 @@ def gather_rows(local: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def gather_objects(local: dict[str, Any]) -> dict[str, Any]:
-    """The union of every rank's small dictionary."""
+def gather_objects(local: T) -> list[T]:
+    """Every rank's small plain value, in rank order."""
     if world_size() == 1:
-        return local
-    parts: list[Any] = [None] * world_size()
-    dist.all_gather_object(parts, local)
-    return {key: value for part in parts for key, value in part.items()}
+        return [local]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, local)
+    return values
 
 
 def seed_everything(seed: int) -> None:

@@ -1,0 +1,175 @@
+"""Opening tars: in place on a local disk, or fetched whole into a bounded folder first."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lavit_dist.data.quarantine import Quarantined, SampleError
+from lavit_dist.data.shard_list import MISSING, Shard
+from lavit_dist.data.tar_reader import FileLocation, RawSample, index_shard
+from lavit_dist.errors import UserError, check
+
+logger = logging.getLogger(__name__)
+PREFIX = "lavit_dist-shards-"
+
+
+class OpenShard:
+    """A tar that can be read, by several threads at a time. Its file stays open until nobody holds this value."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        """Reads the headers. Raises `SampleError` when the file can't be opened."""
+        self.name = name
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise SampleError("unreadable_tar", f"{type(error).__name__}: {error}") from error
+        weakref.finalize(self, os.close, self._file)
+        index = index_shard(path, needs_caption=False)
+        self.samples: list[RawSample] = index.samples
+        self.quarantined: list[Quarantined] = index.quarantined
+
+    def read(self, location: FileLocation) -> bytes:
+        """The bytes at `location`; raises `SampleError` when they can't be had."""
+        try:
+            data = os.pread(self._file, location.size, location.offset)
+        except OSError as error:
+            raise SampleError("unreadable_tar", f"{type(error).__name__}: {error}") from error
+        if len(data) != location.size:
+            raise SampleError("truncated_tar", f"{self.name} ends within the {location.size} bytes at {location.offset}")
+        return data
+
+
+class ShardStore:
+    """The tars of a list by number. Remote ones are fetched whole and kept, the least recently used giving way.
+
+    The folder of fetched tars belongs to this process and is removed when it ends; what killed processes left is removed at the start.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], *, cache_folder: str | None, cache_bytes: int, attempts: int, open_at_a_time: int
+    ) -> None:
+        """`open_at_a_time` is how many tars the caller reads, or prepares to read, together: the least that must fit."""
+        self.shards = shards
+        self.cache_bytes = cache_bytes
+        self.attempts = attempts
+        self._open: weakref.WeakValueDictionary[int, OpenShard] = weakref.WeakValueDictionary()
+        self._turns: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._lock = threading.Lock()
+        self._sizes: dict[int, int] = {}
+        """Of fetched tars, the least recently used first."""
+        remote = [shard.size or 0 for shard in shards if shard.file_system is not None]
+        needed = sum(sorted(remote)[-open_at_a_time:])
+        check(
+            needed <= cache_bytes,
+            f"images.cache_bytes {cache_bytes} can't hold the {open_at_a_time} tars that a rank has at hand at a time, up to {needed}"
+            " bytes; raise it, or lower images.streams.",
+        )
+        self.folder = _own_folder(cache_folder, self) if remote else None
+
+    def open(self, number: int) -> OpenShard:
+        """Tar `number`, fetched if need be; callers that ask at the same time share it. Raises `SampleError` when it can't be had."""
+        with self._lock:
+            turn = self._turns[number]
+        with turn:
+            found = self._open.get(number)
+            if found is None:
+                shard = self.shards[number]
+                if shard.size == MISSING:
+                    raise SampleError("missing_tar", f"{shard.path} does not exist")
+                path = Path(shard.path) if shard.file_system is None else self._fetched(number)
+                found = self._open[number] = OpenShard(shard.name, path)
+            return found
+
+    def _fetched(self, number: int) -> Path:
+        assert self.folder is not None
+        path = self.folder / f"{number:08d}.tar"
+        with self._lock:
+            if number in self._sizes:
+                self._sizes[number] = self._sizes.pop(number)  # the most recently used now
+                return path
+            self._make_room(self.shards[number].size or 0)
+            self._sizes[number] = self.shards[number].size or 0
+        try:
+            self._fetch(self.shards[number], path)
+        except SampleError:
+            with self._lock:
+                del self._sizes[number]
+            path.unlink(missing_ok=True)
+            raise
+        with self._lock:
+            self._sizes[number] = path.stat().st_size
+        return path
+
+    def _make_room(self, size: int) -> None:
+        """Removes fetched tars that nobody reads until `size` bytes more fit; those being read stay whatever the budget."""
+        assert self.folder is not None
+        for number in list(self._sizes):
+            if sum(self._sizes.values()) + size <= self.cache_bytes:
+                return
+            path = self.folder / f"{number:08d}.tar"
+            if number not in self._open and path.exists() and not self._turns[number].locked():
+                path.unlink()
+                del self._sizes[number]
+
+    def _fetch(self, shard: Shard, path: Path) -> None:
+        assert shard.file_system is not None
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(2.0 ** (attempt - 1))
+            try:
+                shard.file_system.get_file(shard.path, str(path))
+                size = path.stat().st_size
+                if shard.size is None or size == shard.size:
+                    return
+                error: Exception = OSError(f"{size} bytes came, {shard.size} were expected")
+            except (FileNotFoundError, PermissionError) as refusal:
+                raise SampleError("missing_tar", f"{shard.path}: {type(refusal).__name__}: {refusal}") from refusal
+            except Exception as failure:  # every store raises exceptions of its own
+                error = failure
+            logger.warning("fetching %s failed (%s: %s)", shard.path, type(error).__name__, error)
+        raise SampleError("unfetched_tar", f"{shard.path} after {self.attempts} attempts: {type(error).__name__}: {error}")
+
+
+def _own_folder(parent: str | None, owner: ShardStore) -> Path:
+    """A new folder beneath `parent` that lasts as long as `owner`; those of processes that have ended are removed."""
+    root = Path(tempfile.gettempdir() if parent is None else parent)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for lock_path in root.glob(f"{PREFIX}*.lock"):
+            _remove_if_left(lock_path)
+        handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=".lock", dir=root)
+        os.close(handle)
+        lock = FileLock(name, thread_local=False)
+        lock.acquire()
+        folder = Path(name).with_suffix("")
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(f"images.cache_folder {root} can't be written ({error.strerror}); name a folder that can be.") from error
+    weakref.finalize(owner, _remove, folder, lock)
+    return folder
+
+
+def _remove_if_left(lock_path: Path) -> None:
+    lock = FileLock(lock_path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return  # a process is at work in it, or it is another user's
+    _remove(lock_path.with_suffix(""), lock)
+
+
+def _remove(folder: Path, lock: FileLock) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
