@@ -6,6 +6,7 @@ Only tensors are ever read from a `.bin` (`weights_only`), never code.
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +66,14 @@ class TensorFile:
                 tensors = self._map_bin()
                 for key in group:
                     yield key, tensors[key]
+
+    def damaged(self) -> list[str]:
+        """Parts of a `.bin`, by their names in the archive, that don't have the checksum that they were written with."""
+        if self.path.suffix == SAFETENSORS:
+            return []
+        with zipfile.ZipFile(self.path) as archive:
+            name = archive.testzip()
+        return [name] if name else []
 
     def _groups(self, keys: Iterable[str]) -> Iterator[list[str]]:
         group: list[str] = []
