@@ -5,7 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from lavit_dist.checkpoint.official import load_vision_encoder, load_visual_tokenizer, save_visual_tokenizer
+import torch
+
+from lavit_dist.checkpoint.official import (
+    load_vision_encoder,
+    load_visual_tokenizer,
+    save_visual_tokenizer,
+    vision_encoder_digest,
+)
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.tokenizer import TrainTokenizerConfig
 from lavit_dist.data.image_batches import ImageBatches, open_images
@@ -42,13 +49,7 @@ def run(config: TrainTokenizerConfig) -> None:
 
     init_distributed(config.num_threads)
     folder.open(config)
-    features = FeatureCache(
-        tokenizer.encode,
-        memory_bytes=config.feature_cache_bytes,
-        disk_bytes=config.feature_disk_bytes,
-        folder=Path(config.feature_folder or folder.root / "features"),
-    )
-    training = TokenizerTraining(config, tokenizer, images, features)
+    training = TokenizerTraining(config, tokenizer, images, _feature_cache(config, tokenizer))
     run_training(
         training,
         total_steps=config.total_steps,
@@ -57,6 +58,19 @@ def run(config: TrainTokenizerConfig) -> None:
         callbacks=[MetricsCallback(folder.root, config.logging), *_watchers(config, training)],
     )
     folder.publish(lambda out: save_visual_tokenizer(training.product(), out))
+
+
+def _feature_cache(config: TrainTokenizerConfig, tokenizer: VisualTokenizer) -> FeatureCache:
+    """Features of the frozen tower, remembered within the budgets."""
+    disk = config.feature_disk_bytes
+    return FeatureCache(
+        lambda _, pixel_values: tokenizer.encode(pixel_values),
+        memory_bytes=config.feature_cache_bytes,
+        disk_bytes=disk,
+        folder=(config.feature_folder or Path(config.run_dir) / "features") if disk else None,
+        digest=f"{vision_encoder_digest(config.tower, config.encoder)} {config.precision} {config.seed}" if disk else "",
+        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+    )
 
 
 def _watchers(config: TrainTokenizerConfig, training: TokenizerTraining) -> list[Callback]:

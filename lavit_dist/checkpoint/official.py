@@ -5,132 +5,270 @@ FOLDER/visual_tokenizer/tokenizer_encoder.bin            selector, merger, quant
 FOLDER/visual_tokenizer/tokenizer_decoder.bin            decoder for Stable Diffusion 1.5 shapes
 FOLDER/visual_tokenizer/highres_tokenizer_decoder.bin    decoder for SDXL shapes, optional
 FOLDER/visual_tokenizer/config.json                      sizes (ours; the release has one size, the defaults)
+FOLDER/language_model/visual_weight.bin                  the merger that was trained with the language model, and vit_proj; optional
+
+Our own form has `.safetensors` in place of `.bin`, with the same keys. Files may be of any floating-point type. A
+`tokenizer_encoder.bin` may hold `vit_proj` too; without `visual_weight.bin` its merger then serves both ends.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import pickle
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lavit_dist.checkpoint.module_weights import check_keys, load_weights
+from lavit_dist.checkpoint.tensor_file import BIN, SAFETENSORS, TensorFile, write_tensors
 from lavit_dist.config.base import build, to_dict
 from lavit_dist.config.model import VisionEncoderConfig, VisualTokenizerConfig
-from lavit_dist.errors import UserError
-from lavit_dist.files import sha256
+from lavit_dist.errors import UserError, check
+from lavit_dist.files import read_json, write_atomically
 from lavit_dist.models.tokenizer_decoder import HighResolutionTokenizerDecoder
 from lavit_dist.models.vision_encoder import VisionEncoder
-from lavit_dist.models.visual_tokenizer import VisualTokenizer
+from lavit_dist.models.visual_tokenizer import UnderstandingEncoder, VisualTokenizer
+
+logger = logging.getLogger(__name__)
+Form = Literal["official", "safetensors"]
+SUFFIXES: dict[Form, str] = {"official": BIN, "safetensors": SAFETENSORS}
 
 SUBFOLDER = "visual_tokenizer"
-ENCODER = "eva_vitg_psz14.bin"
-TOKENIZER_ENCODER = "tokenizer_encoder.bin"
-DECODER = "tokenizer_decoder.bin"
-HIGHRES_DECODER = "highres_tokenizer_decoder.bin"
-SIZES = "config.json"
+ENCODER = f"{SUBFOLDER}/eva_vitg_psz14"
+TOKENIZER_ENCODER = f"{SUBFOLDER}/tokenizer_encoder"
+DECODER = f"{SUBFOLDER}/tokenizer_decoder"
+HIGHRES_DECODER = f"{SUBFOLDER}/highres_tokenizer_decoder"
+UNDERSTANDING = "language_model/visual_weight"
+REQUIRED = (ENCODER, TOKENIZER_ENCODER, DECODER)
+OPTIONAL = (HIGHRES_DECODER, UNDERSTANDING)
+SIZES = f"{SUBFOLDER}/config.json"
+PROJECTION = "vit_proj."
+OTHER_TOWERS = "; `python launcher/convert.py tower` converts EVA-CLIP's weights from other layouts"
 
 
-def load_visual_tokenizer(folder: str | Path) -> VisualTokenizer:
-    """The tokenizer in `folder`, frozen and in evaluation mode; `UserError` names a missing file or key."""
-    folder = _subfolder(folder)
-    config = _read_config(folder)
-    tokenizer = VisualTokenizer(config)
-    load_into(tokenizer.encoder, folder / ENCODER)
-    load_into(tokenizer.tokenizer_encoder, folder / TOKENIZER_ENCODER)
-    load_into(tokenizer.decoder, folder / DECODER)
-    if (folder / HIGHRES_DECODER).exists():
-        tokenizer.highres_decoder = HighResolutionTokenizerDecoder(config)
-        load_into(tokenizer.highres_decoder, folder / HIGHRES_DECODER)
-    return tokenizer.eval().requires_grad_(False)
+class Part(NamedTuple):
+    """One module of a tokenizer and the file that holds its weights."""
+
+    stem: str
+    """Path of the module's own file in a folder of the released layout, without suffix."""
+    module: nn.Module
+    file: TensorFile
 
 
-def save_visual_tokenizer(tokenizer: VisualTokenizer, folder: Path) -> None:
-    """Writes what `load_visual_tokenizer` reads."""
-    folder = folder / SUBFOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(tokenizer.encoder.state_dict(), folder / ENCODER)
-    torch.save(tokenizer.tokenizer_encoder.state_dict(), folder / TOKENIZER_ENCODER)
-    torch.save(tokenizer.decoder.state_dict(), folder / DECODER)
+class OpenedTokenizer(NamedTuple):
+    """A tokenizer whose weights are still in their files."""
+
+    tokenizer: VisualTokenizer
+    """On the meta device."""
+    parts: list[Part]
+
+
+def load_visual_tokenizer(
+    folder: str | Path, dtype: torch.dtype = torch.float32, config: VisualTokenizerConfig | None = None
+) -> VisualTokenizer:
+    """The tokenizer in `folder`, frozen and in evaluation mode; `UserError` names a missing file or key.
+
+    `dtype` is that of linear and convolution layers, all else is fp32: below fp32, run it under `torch.autocast`. `config`
+    stands in for the sizes that the folder tells.
+    """
+    opened = open_visual_tokenizer(folder, config)
+    check_parts(opened.parts)
+    for part in opened.parts:
+        load_weights(part.module, part.file, dtype)
+    return opened.tokenizer.eval().requires_grad_(False)
+
+
+def save_visual_tokenizer(
+    tokenizer: VisualTokenizer, folder: str | Path, form: Form = "official", dtype: torch.dtype | None = None
+) -> None:
+    """Writes what `load_visual_tokenizer` reads; `dtype` (bf16 in the release) converts every tensor."""
+    states: dict[str, Mapping[str, Tensor]] = {
+        ENCODER: tokenizer.encoder.state_dict(),
+        TOKENIZER_ENCODER: tokenizer.tokenizer_encoder.state_dict(),
+        DECODER: tokenizer.decoder.state_dict(),
+    }
     if tokenizer.highres_decoder is not None:
-        torch.save(tokenizer.highres_decoder.state_dict(), folder / HIGHRES_DECODER)
-    (folder / SIZES).write_text(json.dumps(to_dict(tokenizer.config), indent=1))
+        states[HIGHRES_DECODER] = tokenizer.highres_decoder.state_dict()
+    if tokenizer.understanding is not None:
+        states[UNDERSTANDING] = tokenizer.understanding.state_dict()
+    _write(Path(folder), states, tokenizer.config, form, dtype)
 
 
-def load_vision_encoder(folder: str | Path, config: VisionEncoderConfig) -> VisionEncoder:
+def convert_visual_tokenizer(source: str | Path, destination: str | Path, form: Form, dtype: torch.dtype | None = None) -> None:
+    """Writes the tokenizer in `source` in another form or type, file by file, without building it."""
+    tokenizer, parts = open_visual_tokenizer(source)
+    check_parts(parts)
+    states = {part.stem: dict(part.file.read(part.module.state_dict())) for part in parts}
+    _write(Path(destination), states, tokenizer.config, form, dtype)
+
+
+def load_vision_encoder(folder: str | Path, config: VisionEncoderConfig, dtype: torch.dtype = torch.float32) -> VisionEncoder:
     """The frozen tower alone, of the sizes in `config`; `folder` need not hold the rest of a tokenizer."""
-    encoder = VisionEncoder(config)
-    load_into(encoder, _subfolder(folder) / ENCODER)
+    with torch.device("meta"):
+        encoder = VisionEncoder(config)
+    part = Part(ENCODER, encoder, open_file(Path(folder), ENCODER))
+    check_parts([part])
+    load_weights(encoder, part.file, dtype)
     return encoder.eval().requires_grad_(False)
 
 
-def save_vision_encoder(encoder: VisionEncoder, folder: Path) -> None:
+def save_vision_encoder(
+    encoder: VisionEncoder, folder: str | Path, form: Form = "official", dtype: torch.dtype | None = None
+) -> None:
     """Writes what `load_vision_encoder` reads."""
-    (folder / SUBFOLDER).mkdir(parents=True, exist_ok=True)
-    torch.save(encoder.state_dict(), folder / SUBFOLDER / ENCODER)
+    write_vision_encoder(encoder.state_dict(), folder, form, dtype)
+
+
+def write_vision_encoder(
+    state: Mapping[str, Tensor], folder: str | Path, form: Form = "official", dtype: torch.dtype | None = None
+) -> None:
+    """The same of a tower's tensors by their released names."""
+    write_tensors(Path(folder) / (ENCODER + SUFFIXES[form]), state, dtype)
 
 
 def tokenizer_digest(folder: str | Path) -> str:
-    """sha256 over what decides an image's codes: the tower, the selector, merger and quantizer, and their sizes.
+    """sha256 over what decides an image's codes: tower, selector, merger and quantizer, and the sizes that weights don't tell.
 
-    Decoders don't count: training one leaves the codes as they are.
+    The same weights have the same digest in every form. Decoders don't count, nor does what the language model reads: training
+    them leaves the codes as they are.
     """
-    folder = _subfolder(folder)
+    config = to_dict(visual_tokenizer_config(folder))
+    return _digest(Path(folder), (ENCODER, TOKENIZER_ENCODER), {part: config[part] for part in ("encoder", "merger")})
+
+
+def vision_encoder_digest(folder: str | Path, config: VisionEncoderConfig) -> str:
+    """sha256 over what decides an image's features: the tower's weights and sizes."""
+    return _digest(Path(folder), (ENCODER,), to_dict(config))
+
+
+def _digest(folder: Path, stems: Iterable[str], sizes: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
-    for name in (ENCODER, TOKENIZER_ENCODER):
-        _require(folder / name)
-        digest.update(f"{name} {sha256(folder / name)}\n".encode())
-    config = to_dict(_read_config(folder))
-    digest.update(json.dumps({part: config[part] for part in ("encoder", "merger", "codebook")}, sort_keys=True).encode())
+    for stem in stems:
+        file = open_file(folder, stem)
+        for key, tensor in file.read(sorted(key for key in file.headers if not key.startswith(PROJECTION))):
+            digest.update(f"{stem} {key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    digest.update(json.dumps(sizes, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def visual_tokenizer_config(folder: str | Path) -> VisualTokenizerConfig:
-    """The sizes of the tokenizer in `folder`, without its weights."""
-    return _read_config(_subfolder(folder))
-
-
-def load_into(module: nn.Module, path: Path) -> None:
-    """Loads a `.bin` file of tensors (never of code) into `module`; `UserError` names keys that are missing, extra or misshapen."""
-    _require(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a file of plain tensors ({' '.join(str(error).split())[:120]}); replace it.") from error
-    wanted = module.state_dict()
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or extra:
-        raise UserError(f"{path} doesn't fit this model: missing keys {_some(missing)}, extra keys {_some(extra)}.")
-    for key, tensor in wanted.items():
-        if tensor.shape != state[key].shape:
-            raise UserError(
-                f"{path}: {key} has shape {tuple(state[key].shape)}, but the model has {tuple(tensor.shape)}; correct the sizes."
-            )
-    module.load_state_dict(state)
-
-
-def _subfolder(folder: str | Path) -> Path:
-    inner = Path(folder) / SUBFOLDER
-    if not inner.is_dir():
-        raise UserError(f"{folder} holds no visual tokenizer: it has no folder {SUBFOLDER}; name the folder that holds it.")
-    return inner
-
-
-def _read_config(folder: Path) -> VisualTokenizerConfig:
-    path = folder / SIZES
-    return (
-        build(VisualTokenizerConfig, json.loads(path.read_text()), source=str(path)) if path.exists() else VisualTokenizerConfig()
-    )
-
-
-def _require(path: Path) -> None:
+    """The sizes of the tokenizer in `folder`, without its weights; those of the release where the folder doesn't tell."""
+    _check_folder(Path(folder))
+    path = Path(folder) / SIZES
     if not path.exists():
+        return VisualTokenizerConfig()
+    return build(VisualTokenizerConfig, read_json(path, "restore it, or remove it for the sizes of the release"), source=str(path))
+
+
+def open_visual_tokenizer(folder: str | Path, config: VisualTokenizerConfig | None = None) -> OpenedTokenizer:
+    """The modules that `folder` has files for, and those files, none of which is read yet. Raises `UserError` for a missing file."""
+    folder = Path(folder)
+    config = config or visual_tokenizer_config(folder)
+    files = {stem: open_file(folder, stem) for stem in REQUIRED}
+    files |= {stem: open_file(folder, stem) for stem in OPTIONAL if find_file(folder, stem)}
+    if holds_projection(files[TOKENIZER_ENCODER]):
+        if UNDERSTANDING in files:
+            logger.warning(
+                "%s holds %s* too; those of %s count", files[TOKENIZER_ENCODER].path, PROJECTION, files[UNDERSTANDING].path
+            )
+        else:
+            files[UNDERSTANDING] = files[TOKENIZER_ENCODER]
+    config = _with_projection(config, files.get(UNDERSTANDING))
+    with torch.device("meta"):
+        tokenizer = VisualTokenizer(config)
+        tokenizer.highres_decoder = HighResolutionTokenizerDecoder(config) if HIGHRES_DECODER in files else None
+    modules = {
+        ENCODER: tokenizer.encoder,
+        TOKENIZER_ENCODER: tokenizer.tokenizer_encoder,
+        DECODER: tokenizer.decoder,
+        HIGHRES_DECODER: tokenizer.highres_decoder,
+        UNDERSTANDING: tokenizer.understanding,
+    }
+    return OpenedTokenizer(tokenizer, [Part(stem, module, files[stem]) for stem, module in modules.items() if module is not None])
+
+
+def check_parts(parts: list[Part]) -> None:
+    """Raises `UserError` unless each file holds exactly the tensors of its modules; it names what is missing, extra or misshapen."""
+    for file in {id(part.file): part.file for part in parts}.values():
+        check_keys(file, wanted_tensors(file, parts), OTHER_TOWERS if file.path.stem == Path(ENCODER).name else "")
+
+
+def wanted_tensors(file: TensorFile, parts: list[Part]) -> dict[str, Tensor]:
+    """What `file` must hold: the tensors of the modules that it is for, and a `vit_proj` that a tokenizer_encoder may bring along."""
+    wanted: dict[str, Tensor] = {}
+    for part in parts:
+        state = part.module.state_dict()
+        if part.file is file:
+            wanted |= state
+        elif isinstance(part.module, UnderstandingEncoder) and holds_projection(file):
+            wanted |= {key: tensor for key, tensor in state.items() if key.startswith(PROJECTION)}
+    return wanted
+
+
+def holds_projection(file: TensorFile) -> bool:
+    """Whether any tensor of `file` belongs to `vit_proj`."""
+    return any(key.startswith(PROJECTION) for key in file.headers)
+
+
+def open_file(folder: Path, stem: str) -> TensorFile:
+    """The file of one module in either form; `UserError` when it is missing or there twice."""
+    _check_folder(folder)
+    path = find_file(folder, stem)
+    if path is None:
+        names = ", ".join(Path(stem).name + BIN for stem in REQUIRED)
         raise UserError(
-            f"The file {path} is missing; a visual tokenizer's folder holds {ENCODER}, {TOKENIZER_ENCODER} and {DECODER}."
+            f"The file {folder / (stem + BIN)} is missing (or {SAFETENSORS} in place of {BIN}); a visual tokenizer's folder holds {names}."
         )
+    return TensorFile(path)
 
 
-def _some(keys: list[str]) -> str:
-    return "none" if not keys else ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+def find_file(folder: Path, stem: str) -> Path | None:
+    """The path of one module's file in either form, or None; `UserError` when there are both."""
+    found = [path for suffix in SUFFIXES.values() if (path := folder / (stem + suffix)).exists()]
+    if len(found) > 1:
+        raise UserError(f"{found[0]} and {found[1].name} are both there, and only one can be meant; remove one of them.")
+    return found[0] if found else None
+
+
+def _with_projection(config: VisualTokenizerConfig, file: TensorFile | None) -> VisualTokenizerConfig:
+    """`config` with the width of `vit_proj` in `file`: the released sizes don't tell whether a folder holds one."""
+    if file is None:
+        check(
+            config.vit_proj_dim is None,
+            f"vit_proj_dim is {config.vit_proj_dim}, but no file holds vit_proj; add {UNDERSTANDING}{BIN}, or set vit_proj_dim to null"
+            f" in {SIZES}.",
+        )
+        return config
+    header = file.headers.get(PROJECTION + "weight")
+    if header is None or len(header.shape) != 2:
+        raise UserError(f"{file.path} doesn't fit this model: missing keys {PROJECTION}weight; replace the file.")
+    return config if config.vit_proj_dim else dataclasses.replace(config, vit_proj_dim=header.shape[0])
+
+
+def _write(
+    folder: Path, states: Mapping[str, Mapping[str, Tensor]], config: VisualTokenizerConfig, form: Form, dtype: torch.dtype | None
+) -> None:
+    paths = {stem: folder / (stem + SUFFIXES[form]) for stem in states}
+    for stem in (*REQUIRED, *OPTIONAL):
+        for suffix in SUFFIXES.values():
+            stale = folder / (stem + suffix)
+            check(
+                not stale.exists() or stale == paths.get(stem),
+                f"{stale} is of another tokenizer than the one to be written beside it; remove it, or choose another folder.",
+            )
+    for stem, path in paths.items():
+        write_tensors(path, states[stem], dtype)
+    write_atomically(folder / SIZES, json.dumps(to_dict(config), indent=1).encode())
+
+
+def _check_folder(folder: Path) -> None:
+    check(
+        (folder / SUBFOLDER).is_dir(),
+        f"{folder} holds no visual tokenizer: it has no folder {SUBFOLDER}; name the folder that holds it.",
+    )

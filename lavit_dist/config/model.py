@@ -114,7 +114,7 @@ class VisualTokenizerConfig:
     codebook: CodebookConfig = CodebookConfig()
     decoder: TokenizerDecoderConfig = TokenizerDecoderConfig()
     vit_proj_dim: PositiveInt | None = None
-    """Channels of `vit_proj`, which turns merged features into language-model inputs; None where the files hold none."""
+    """Channels of the language model's inputs, which `vit_proj` (`visual_weight.bin`) makes of merged features; None where there is none."""
 
     def validate(self) -> None:
         width = self.encoder.width

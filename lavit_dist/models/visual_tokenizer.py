@@ -36,7 +36,25 @@ class TokenizerEncoder(nn.Module):
         self.causal_encoder = TokenMerger(width, config.merger)
         self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, config.codebook.dim))
         self.quantize = VectorQuantizer(config.codebook)
-        self.vit_proj = nn.Linear(width, config.vit_proj_dim) if config.vit_proj_dim else None
+
+
+class UnderstandingEncoder(nn.Module):
+    """The merger that is trained with the language model, and the projection to its inputs (`visual_weight.bin`).
+
+    Its codes would be others than those that the language model learns to draw, so the tokenizer keeps a merger of its own.
+    """
+
+    def __init__(self, config: VisualTokenizerConfig, vit_proj_dim: int) -> None:
+        super().__init__()
+        self.causal_encoder = TokenMerger(config.encoder.width, config.merger)
+        self.vit_proj = nn.Linear(config.encoder.width, vit_proj_dim)
+
+    def forward(self, features: Tensor, keep_mask: Tensor) -> Tensor:
+        """Language-model inputs [token, vit_proj_dim] of the kept patches of all images: merged features that bypass the codebook.
+
+        `features` [batch, patch, width], `keep_mask` [batch, patch] of bools.
+        """
+        return self.vit_proj(self.causal_encoder.merge_kept(features, keep_mask))
 
 
 class VisualTokenizer(nn.Module):
@@ -50,6 +68,8 @@ class VisualTokenizer(nn.Module):
         self.decoder = TokenizerDecoder(config)
         self.highres_decoder: HighResolutionTokenizerDecoder | None = None
         """The SDXL-shaped decoder, where a folder of weights holds one."""
+        self.understanding = UnderstandingEncoder(config, config.vit_proj_dim) if config.vit_proj_dim else None
+        """The second merger and `vit_proj`, where a folder of weights holds them."""
 
     @property
     def selector(self) -> TokenSelector:
@@ -102,6 +122,6 @@ class VisualTokenizer(nn.Module):
         return self.decoder(*self.pack(codes))
 
     def continuous_embeddings(self, features: Tensor, keep_mask: Tensor) -> Tensor:
-        """Language-model inputs [token, vit_proj_dim] of the kept patches: merged features that bypass the codebook."""
-        assert self.tokenizer_encoder.vit_proj is not None
-        return self.tokenizer_encoder.vit_proj(self.merger.merge_kept(features, keep_mask))
+        """Language-model inputs of the kept patches; see `UnderstandingEncoder`."""
+        assert self.understanding is not None
+        return self.understanding(features, keep_mask)
