@@ -1,7 +1,8 @@
-"""Attention of the merger on kept patches only: images packed one after another, no masks, nothing computed for dropped queries.
+"""The merger's attention on kept patches alone: images packed one after another, no masks, nothing computed for dropped queries.
 
-It computes the released softmax, (exp(s - max s) x mask + eps / patches) / (sum + eps), whose maximum and whose eps run over all
-patches of the image, kept or not (`attention.masked_softmax`).
+On a GPU in half precision one variable-length kernel takes all images. Elsewhere each image is attended to by itself: nothing is
+padded or gathered, and what an image gets can't hang on its company. There the softmax is the released one, (exp(s - max s) x mask
++ eps / keys) / (sum + eps), whose maximum and eps also run over keys that aren't attended to (`attention.masked_softmax`).
 """
 
 from __future__ import annotations
@@ -13,84 +14,86 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lavit_dist.models.attention import POLICY_EPS
-from lavit_dist.models.packed_attention import PackedDocuments, has_variable_length_kernel
-
-
-@dataclass(frozen=True)
-class KeptPatches:
-    """Which patches are kept, as the merger's packed layers need it."""
-
-    documents: PackedDocuments
-    """The kept patches of each image that has any."""
-    counts: list[int]
-    """Kept patches per image."""
-    dropped_counts: list[int]
-    """Dropped patches per image."""
-    order: Tensor
-    """[batch, patch] int64: the patches of each image, the dropped ones first, either kind in raster order."""
-
-    @classmethod
-    def of(cls, keep_mask: Tensor) -> KeptPatches:
-        """Of a `keep_mask` [batch, patch] of bools with at least one True."""
-        return cls(
-            documents=PackedDocuments.of(keep_mask.nonzero()[None, :, 0]),
-            counts=keep_mask.sum(-1).tolist(),
-            dropped_counts=(~keep_mask).sum(-1).tolist(),
-            order=keep_mask.byte().argsort(dim=-1, stable=True),
-        )
 
 
 @dataclass(frozen=True)
 class PackedMemory:
-    """The encoder's features as cross-attention reads them; the same in every block."""
+    """The encoder's features as cross-attention reads them, the same in every block, and how many patches each image keeps."""
 
     keys_of: Tensor
-    """[batch, patch, width], each image's dropped patches first: all patches have a say in the maximum of the scores."""
+    """[batch, patch, width], each image's dropped patches first; the kept ones have a say in the maximum of the scores."""
     values_of: Tensor
     """[batch + dropped, width]: the mean of each image's patches, which is what eps adds, then the dropped patches of all images."""
-    kept: KeptPatches
+    kept: list[int]
+    """Kept patches per image."""
+    dropped: list[int]
+    """Dropped patches per image."""
 
     @classmethod
-    def of(cls, memory: Tensor, kept: KeptPatches) -> PackedMemory:
-        """Of features [batch, patch, width]."""
-        keys_of = memory.gather(1, kept.order[..., None].expand_as(memory))
-        dropped = [image[:count] for image, count in zip(keys_of, kept.dropped_counts, strict=True)]
-        return cls(keys_of, torch.cat([memory.mean(1), *dropped]), kept)
+    def of(cls, memory: Tensor, keep_mask: Tensor) -> PackedMemory:
+        """Of features [batch, patch, width] and a `keep_mask` [batch, patch] of bools."""
+        order = keep_mask.byte().argsort(dim=-1, stable=True)
+        keys_of = memory.gather(1, order[..., None].expand_as(memory))
+        kept = keep_mask.sum(-1).tolist()
+        dropped = [keep_mask.shape[1] - count for count in kept]
+        packed = [image[:count] for image, count in zip(keys_of, dropped, strict=True)]
+        return cls(keys_of, torch.cat([memory.mean(1), *packed]), kept, dropped)
 
 
-def attention_to_dropped(query: Tensor, key: Tensor, value: Tensor, kept: KeptPatches) -> Tensor:
-    """Attention of kept patches to the dropped ones of their image, [token, head x channel].
+def attention_among_kept(query: Tensor, key: Tensor, value: Tensor, kept: list[int]) -> Tensor:
+    """Causal attention within each image, [token, head, channel]; `query`, `key` and `value` are of that shape too."""
+    if _has_variable_length_kernel(query):
+        return _variable_length(query, key, value, kept, kept, causal=True)
+    parts = zip(query.split(kept), key.split(kept), value.split(kept), strict=True)
+    return torch.cat([_attend(q, k, v, v.mean(0), causal=True) for q, k, v in parts])
 
-    `query` [token, head, channel], `key` [batch, patch, head, channel] and `value` [batch + dropped, head, channel] are of
-    `PackedMemory`. An image without dropped patches gets the mean of its values, as released. On a GPU in half precision, that is
-    all that is kept of eps: see `TokenMerger.merge_kept` for what it is worth. Elsewhere the released softmax is exact.
+
+def attention_to_dropped(query: Tensor, key: Tensor, value: Tensor, memory: PackedMemory) -> Tensor:
+    """Attention of kept patches to the dropped ones of their image, [token, head, channel].
+
+    `query` [token, head, channel]; `key` [batch, patch, head, channel] and `value` [batch + dropped, head, channel] are
+    projections of `memory`. Where nothing is dropped the mean value is what is left, as released.
     """
-    attend = _variable_length if has_variable_length_kernel(query) else _by_image
-    return attend(query, key, value, kept).flatten(1)
+    means, values = value[: len(key)], value[len(key) :].split(memory.dropped)
+    if _has_variable_length_kernel(query):
+        # The mean takes the place of dropped patches where there are none; of a single key the score does not matter.
+        counts = [max(count, 1) for count in memory.dropped]
+        keys = torch.cat([of_image[:count] for of_image, count in zip(key, counts, strict=True)])
+        filled = torch.cat([of_image if len(of_image) else mean[None] for of_image, mean in zip(values, means, strict=True)])
+        return _variable_length(query, keys, filled, memory.kept, counts, causal=False)
+    parts = zip(query.split(memory.kept), key, values, means, strict=True)
+    return torch.cat([_attend(q, k, v, mean, causal=False) for q, k, v, mean in parts])
 
 
-def _by_image(query: Tensor, key: Tensor, value: Tensor, kept: KeptPatches) -> Tensor:
-    means, values = value[: len(key)], value[len(key) :].split(kept.dropped_counts)
-    outputs = []
-    for queries, keys, dropped, mean in zip(query.split(kept.counts), key, values, means, strict=True):
-        scores = (queries * queries.shape[-1] ** -0.5).transpose(0, 1) @ keys.permute(1, 2, 0)  # [head, query, patch]
-        scores = scores.float()
-        weights = (scores[..., : len(dropped)] - scores.amax(-1, keepdim=True)).exp()
-        total = weights.sum(-1, keepdim=True) + POLICY_EPS
-        summed = weights.to(dropped.dtype) @ dropped.transpose(0, 1) + POLICY_EPS * mean[:, None]
-        outputs.append((summed / total).to(query.dtype).transpose(0, 1))
-    return torch.cat(outputs)
+def _attend(query: Tensor, key: Tensor, value: Tensor, mean: Tensor, *, causal: bool) -> Tensor:
+    """The released softmax of one image over its first keys, those that have a value; `mean` [head, channel] is that of all."""
+    scores = (query * query.shape[-1] ** -0.5).transpose(0, 1) @ key.permute(1, 2, 0)  # [head, query, key]
+    scores = scores.float()
+    weights = (scores[..., : len(value)] - scores.amax(-1, keepdim=True)).exp()
+    if causal:
+        weights = weights.tril()
+    total = weights.sum(-1, keepdim=True) + POLICY_EPS
+    summed = weights.to(value.dtype) @ value.transpose(0, 1) + POLICY_EPS * mean[:, None]
+    return (summed / total).to(query.dtype).transpose(0, 1)
 
 
-def _variable_length(query: Tensor, key: Tensor, value: Tensor, kept: KeptPatches) -> Tensor:
+def _has_variable_length_kernel(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+
+
+def _variable_length(query: Tensor, key: Tensor, value: Tensor, queries: list[int], keys: list[int], *, causal: bool) -> Tensor:
+    """Exact softmax without eps, of `queries` and `keys` packed positions per image."""
     from torch.nn.attention.varlen import varlen_attn
 
-    counts, dropped_counts = (torch.tensor(of, device=query.device) for of in (kept.counts, kept.dropped_counts))
-    keys = torch.cat([image[:count] for image, count in zip(key, kept.dropped_counts, strict=True)])
-    # The kernel takes heads of a multiple of 8 channels.
-    packed = (F.pad(of, (0, -query.shape[-1] % 8)) for of in (query, keys, value[len(key) :]))
-    ends = (F.pad(of.cumsum(0), (1, 0)).to(torch.int32) for of in (counts, dropped_counts))
-    longest = max(kept.counts), max(kept.dropped_counts)
-    out: Tensor = varlen_attn(*packed, *ends, *longest, scale=query.shape[-1] ** -0.5)  # type: ignore[assignment]
-    whole = (dropped_counts == 0).repeat_interleave(counts)
-    return torch.where(whole[:, None, None], value[: len(key)].repeat_interleave(counts, 0), out[..., : query.shape[-1]])
+    channels = query.shape[-1]
+    query, key, value = (F.pad(of, (0, -channels % 8)) for of in (query, key, value))  # the kernel takes multiples of 8
+    query_ends, key_ends = (
+        F.pad(torch.tensor(counts, dtype=torch.int32, device=query.device).cumsum(0, dtype=torch.int32), (1, 0))
+        for counts in (queries, keys)
+    )
+    out = varlen_attn(
+        query, key, value, query_ends, key_ends, max(queries), max(keys),
+        scale=channels**-0.5, window_size=(-1, 0) if causal else (-1, -1),
+    )  # fmt: skip
+    assert isinstance(out, Tensor)
+    return out[..., :channels]

@@ -58,14 +58,9 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, documents: Packe
 
     Returns [seq, batch, head x channel]. Fewer groups than heads is grouped-query attention.
     """
-    if has_variable_length_kernel(query):
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _variable_length(query, key, value, documents)
     return _bucketed(query, key, value, documents)
-
-
-def has_variable_length_kernel(query: Tensor) -> bool:
-    """Whether `torch.nn.attention.varlen` runs on the device and in the precision of `query`."""
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
 
 
 def _variable_length(query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
