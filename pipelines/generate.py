@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from lavit_dist.checkpoint.official import load_visual_tokenizer, tokenizer_digest
-from lavit_dist.config.generate import GenerateConfig
+from lavit_dist.config.generate import GenerateConfig, SamplingConfig
 from lavit_dist.data.image import to_image
 from lavit_dist.errors import UserError, check
 from lavit_dist.files import write_atomically
@@ -82,17 +82,22 @@ def reconstruct(config: GenerateConfig, images: Sequence[str]) -> None:
     _save_sheet(Path(config.out), cells)
 
 
-def _load_painter(config: GenerateConfig) -> Painter:
-    if config.decoder is None:
-        raise UserError("decoder is not set; pictures need decoder=FOLDER, the RUN_DIR/model of a train_decoder run.")
-    painter = Painter.load(config.decoder, config, device())
-    if config.tokenizer is not None:
+def load_painter(decoder: str, tokenizer: str | None, sampling: SamplingConfig) -> Painter:
+    """The decoder in a folder. Raises `UserError` when `tokenizer` names a folder whose codes are not those that it learned from."""
+    painter = Painter.load(decoder, sampling, device())
+    if tokenizer is not None:
         check(
-            tokenizer_digest(config.tokenizer) == tokenizer_digest(config.decoder),
-            f"The decoder in {config.decoder} was trained on the codes of another visual tokenizer than {config.tokenizer};"
+            tokenizer_digest(tokenizer) == tokenizer_digest(decoder),
+            f"The decoder in {decoder} was trained on the codes of another visual tokenizer than {tokenizer};"
             " leave tokenizer unset, or give the decoder that belongs to it.",
         )
     return painter
+
+
+def _load_painter(config: GenerateConfig) -> Painter:
+    if config.decoder is None:
+        raise UserError("decoder is not set; pictures need decoder=FOLDER, the RUN_DIR/model of a train_decoder run.")
+    return load_painter(config.decoder, config.tokenizer, config)
 
 
 def _load_language_model(config: GenerateConfig, tokenizer: VisualTokenizer) -> LanguageModel:

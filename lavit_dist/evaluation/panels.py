@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -15,6 +16,8 @@ INK, SOFT, LINE, PAPER = (15, 23, 42), (71, 85, 105), (226, 232, 240), (255, 255
 ERROR_COLOURS, PROBABILITY_COLOURS = "inferno", "viridis"
 OVERLAY = 0.8
 """Weight of a heat map over the grey picture beneath it."""
+CHARACTER_WIDTH = 0.5
+"""Average width of a character, as a share of the height of the type."""
 PIXELATED_BELOW = 128
 """Pictures smaller than this are enlarged without smoothing, pixels."""
 
@@ -61,9 +64,11 @@ class Canvas:
         self.height = margin
 
     def words(self, text: str, size: int, colour: tuple[int, int, int] = INK, gap: int = 4) -> None:
-        """A line of words, with `gap` pixels beneath."""
-        row = Image.new("RGB", (self.width, size + 6), PAPER)
-        ImageDraw.Draw(row).text((self.margin, 1), text, fill=colour, font=font(size))
+        """Words, in as many lines as they need, with `gap` pixels beneath."""
+        lines = textwrap.wrap(text, int((self.width - 2 * self.margin) / (CHARACTER_WIDTH * size))) or [""]
+        row = Image.new("RGB", (self.width, len(lines) * (size + 6)), PAPER)
+        for number, line in enumerate(lines):
+            ImageDraw.Draw(row).text((self.margin, 1 + number * (size + 6)), line, fill=colour, font=font(size))
         self.add(row, gap)
 
     def pictures(self, pictures: Sequence[Image.Image], gap: int, between: int) -> None:

@@ -44,13 +44,15 @@ def describe_tokens(statistics: IdStatistics, num_patches: int) -> dict[str, Any
 
 def describe_codes(statistics: IdStatistics) -> dict[str, Any]:
     """The share of codes used at least once, their perplexity, and the count of each."""
-    shares = statistics.code_counts / statistics.code_counts.sum()
+    used, perplexity = code_use(statistics.code_counts)
+    return {"used": used, "perplexity": perplexity, "counts": statistics.code_counts.tolist()}
+
+
+def code_use(counts: NDArray[np.int64]) -> tuple[float, float]:
+    """The share of codes used at least once, and their perplexity, from how often each is used [code]."""
+    shares = counts / counts.sum()
     used = shares[shares > 0]
-    return {
-        "used": float(len(used) / len(shares)),
-        "perplexity": float(np.exp(-(used * np.log(used)).sum())),
-        "counts": statistics.code_counts.tolist(),
-    }
+    return float(len(used) / len(shares)), float(np.exp(-(used * np.log(used)).sum()))
 
 
 def tokens_follow_objects(tokens: Mapping[str, int], objects: Mapping[str, int]) -> float:

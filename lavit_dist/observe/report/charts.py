@@ -71,6 +71,11 @@ def spread_chart(groups: Mapping[int, Sequence[int]], *, x: str, y: str) -> str:
 
 
 def usage_chart(counts: Sequence[int], *, x: str, y: str) -> str:
+    """`usage_figure` as a data URI."""
+    return _uri(usage_figure(counts, x=x, y=y))
+
+
+def usage_figure(counts: Sequence[int], *, x: str, y: str) -> Figure:
     """Counts from the largest to the smallest, on a logarithmic axis; what was never used is marked."""
     figure, axes = _axes(x, y)
     ordered = np.sort(np.asarray(counts))[::-1]
@@ -83,7 +88,7 @@ def usage_chart(counts: Sequence[int], *, x: str, y: str) -> str:
     if used < len(ordered):
         axes.axvspan(used, len(ordered), color=GREY, alpha=0.2, linewidth=0)
         axes.annotate("never", ((used + len(ordered)) / 2, 0.6), color="#475569", ha="center")
-    return _uri(figure)
+    return figure
 
 
 def running_mean(values: Sequence[float], window: int) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -90,6 +91,11 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML that needs nothing outside itself."""
+    return render_template("report.html.j2", {field.name: getattr(page, field.name) for field in fields(page)})
+
+
+def render_template(name: str, values: Mapping[str, Any]) -> str:
+    """The template `name` of this folder, filled with `values`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -97,7 +103,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render({field.name: getattr(page, field.name) for field in fields(page)})
+    return environment.get_template(name).render(values)
 
 
 def picture_uri(picture: Image.Image) -> str:
