@@ -41,8 +41,8 @@ class AveragedWeights(Generic[Module]):
         for mean, value in pairs:
             if not value.requires_grad:
                 mean.copy_(value)
-        for mean, value in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
-            mean.copy_(value)
+        for mean_buffer, buffer in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
+            mean_buffer.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
         """The average, or nothing where there is none."""

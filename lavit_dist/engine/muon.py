@@ -26,9 +26,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     A kernel [out, in, height, width] is moved as the matrix [out, in x height x width].
     """
 
-    def __init__(
-        self, module: nn.Module, config: OptimizerConfig, scales: Mapping[nn.Parameter, float] | None = None
-    ) -> None:
+    def __init__(self, module: nn.Module, config: OptimizerConfig, scales: Mapping[nn.Parameter, float] | None = None) -> None:
         hidden = [parameter for name, parameter in module.named_parameters() if _takes_muon(name, parameter)]
         chosen = {id(parameter) for parameter in hidden}
         rest = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
@@ -38,9 +36,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for parameter, matrix in [(matrix, matrix) for matrix in hidden if matrix.dim() == 2] + self.kernels:
             matrices.setdefault((scales or {}).get(parameter, 1.0), []).append(matrix)
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                parameter_groups(rest, config, scales), config.learning_rate, config.betas, config.eps, fused=True
-            ),
+            torch.optim.AdamW(parameter_groups(rest, config, scales), config.learning_rate, config.betas, config.eps, fused=True),
             torch.optim.Muon(
                 [{"params": group, "lr": scale * config.muon_learning_rate} for scale, group in matrices.items()],
                 lr=config.muon_learning_rate,

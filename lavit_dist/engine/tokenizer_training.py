@@ -65,7 +65,9 @@ class TokenizerTraining:
     Losses and codebook are the same (to rounding) however the global batch is shared out to ranks and micro-batches.
     """
 
-    def __init__(self, config: TrainTokenizerConfig, tokenizer: VisualTokenizer, images: ImageBatches, features: FeatureCache) -> None:
+    def __init__(
+        self, config: TrainTokenizerConfig, tokenizer: VisualTokenizer, images: ImageBatches, features: FeatureCache
+    ) -> None:
         self.config = config
         self.images = images
         self.features = features
@@ -77,6 +79,7 @@ class TokenizerTraining:
         """Error above which a dropped patch should have been kept; None until one was measured."""
         self.token_counts = TokenCounts(config.encoder.num_patches)
         """How many tokens images got of late, for whoever draws it."""
+        self.engine: DataParallelEngine
         self.phase: Phase | None = None
         self.micro_batch_size = config.micro_batch_size or config.global_batch_size // world_size()
 
