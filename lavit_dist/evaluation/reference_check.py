@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lavit_dist.checkpoint import official
@@ -29,6 +30,7 @@ from lavit_dist.evaluation.reference_vectors import (
     NOISE,
     PIXELS,
     Row,
+    codebook_row,
     compare_vectors,
     expected_names,
     shape,
@@ -66,7 +68,8 @@ def check_reference(folder: Path) -> ReferenceCheck:
     if not all(row.ok for row in rows):
         return ReferenceCheck([*rows, *_not_computed(vectors)], [])
     tokenizer = official.load_visual_tokenizer(folder, config=config)
-    rows += compare_vectors(tokenizer, vectors)
+    stored = official.open_file(folder, official.TOKENIZER_ENCODER).headers["quantize.embedding.weight"].dtype
+    rows += [*compare_vectors(tokenizer, vectors), codebook_row(tokenizer, stored or torch.float32)]
     unknown = sorted(vectors.keys() - {PIXELS, NOISE, *expected_names(tokenizer, vectors)})
     notes = [f"not known here, so not compared: {some(unknown)}"] if unknown else []
     if listed is None:
