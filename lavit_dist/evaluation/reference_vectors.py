@@ -110,7 +110,7 @@ def codebook_row(tokenizer: VisualTokenizer, dtype: torch.dtype) -> Row:
     codebook = tokenizer.quantizer.embedding.weight
     unit = (codebook.norm(dim=-1) - 1).abs() <= max(LIMIT, torch.finfo(dtype).eps)
     ok = bool(unit.all() or not unit.any())
-    return Row("codebook", shape(codebook), f"{int(unit.sum())} of {len(unit)} codes of unit length", "all or none", ok)
+    return Row("codebook", shape(codebook), f"{unit.double().mean():.2%} of unit length", "all, none", ok)
 
 
 def shape(tensor: Tensor) -> str:
