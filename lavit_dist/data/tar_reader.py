@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from lavit_dist.data.quarantine import Quarantined, SampleError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 CAPTION_SUFFIXES = ("txt", "json")
 STAGE = "index_shard"
 
@@ -49,11 +49,11 @@ class ShardIndex:
     quarantined: list[Quarantined]
 
 
-def index_shard(path: Path) -> ShardIndex:
+def index_shard(path: Path, *, needs_caption: bool = True) -> ShardIndex:
     """Groups the members of a tar by key. What is wrong with the tar becomes `Quarantined` records, never an exception:
 
     `unreadable_tar` (not a tar), `truncated_tar` (it ends early or is damaged; what lies before is used), `duplicate_member` (two files
-    of one key and suffix: which belongs to which can't be known), `missing_image`, `missing_caption` (neither .txt nor .json).
+    of one key and suffix: which belongs to which can't be known), `missing_image`, `missing_caption` (neither .txt nor .json, unless `needs_caption` is false).
     """
     files: dict[str, dict[str, FileLocation]] = {}
     doubled: dict[str, str] = {}
@@ -69,7 +69,7 @@ def index_shard(path: Path) -> ShardIndex:
     samples = []
     for key, found in files.items():
         sample = RawSample(key, found)
-        problem = _problem(sample, doubled.get(key))
+        problem = _problem(sample, doubled.get(key), needs_caption)
         if problem is None:
             samples.append(sample)
         else:
@@ -128,12 +128,12 @@ def _check_end(path: Path, offset: int) -> None:
         raise SampleError("truncated_tar", f"{found} at byte {offset} instead of the end-of-archive mark")
 
 
-def _problem(sample: RawSample, doubled_suffix: str | None) -> SampleError | None:
+def _problem(sample: RawSample, doubled_suffix: str | None, needs_caption: bool) -> SampleError | None:
     found = ", ".join(sorted(sample.files)) or "no whole file"
     if doubled_suffix is not None:
         return SampleError("duplicate_member", f"more than one .{doubled_suffix} file")
     if sample.image is None:
         return SampleError("missing_image", f"none of {', '.join(IMAGE_SUFFIXES)} among: {found}")
-    if not any(suffix in sample.files for suffix in CAPTION_SUFFIXES):
+    if needs_caption and not any(suffix in sample.files for suffix in CAPTION_SUFFIXES):
         return SampleError("missing_caption", f"neither .txt nor .json among: {found}")
     return None
