@@ -95,7 +95,7 @@ def write(config: InspectTokenizerConfig, inspection: Inspection, refused: Seque
     """Both pages."""
     folder = config.decoder or config.tokenizer
     title = f"What the tokenizer in {folder} sees"
-    codes = config.codes or tuple(inspection.usage.most_frequent(config.num_codes))
+    codes = config.codes or tuple(inspection.usage.most_widespread(config.num_codes))
     how = f"sampled by their probabilities, seed {config.seed}" if config.selection == "gumbel" else "the most probable"
     page = inspection_page(
         inspection,

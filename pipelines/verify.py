@@ -28,7 +28,7 @@ def _print(result: ReferenceCheck, folder: str) -> None:
     console = Console(highlight=False)
     table = Table(box=None, header_style="bold")
     for title in ("tensor or file", "reference", "difference", "limit", ""):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title != "difference")
     for row in result.rows:
         verdict = Text("ok", "green") if row.ok else Text("FAIL", "bold red")
         table.add_row(*(Text(cell) for cell in (row.name, row.reference, row.measured, row.limit)), verdict)

@@ -104,3 +104,12 @@ def photos(repo_root: Path) -> Path:
     if not path.exists():
         pytest.fail(f"{path} is missing: these tests need the photographs of shared/data beside the repository")
     return path
+
+
+@pytest.fixture(scope="session")
+def reference(repo_root: Path) -> Path:
+    """The folder of reference vectors of the released modules that comes beside the repository."""
+    path = repo_root.parent / "shared" / "reference" / "lavit_tiny"
+    if not path.exists():
+        pytest.fail(f"{path} is missing: these tests need the vectors of shared/reference beside the repository")
+    return path

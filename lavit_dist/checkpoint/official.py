@@ -78,9 +78,7 @@ def load_visual_tokenizer(
     """
     opened = open_visual_tokenizer(folder, config)
     check_parts(opened.parts)
-    for part in opened.parts:
-        load_weights(part.module, part.file, dtype)
-    return opened.tokenizer.eval().requires_grad_(False)
+    return read_opened(opened, dtype)
 
 
 def save_visual_tokenizer(
@@ -191,6 +189,13 @@ def open_visual_tokenizer(folder: str | Path, config: VisualTokenizerConfig | No
         UNDERSTANDING: tokenizer.understanding,
     }
     return OpenedTokenizer(tokenizer, [Part(stem, module, files[stem]) for stem, module in modules.items() if module is not None])
+
+
+def read_opened(opened: OpenedTokenizer, dtype: torch.dtype = torch.float32) -> VisualTokenizer:
+    """The tokenizer with the weights of its files, which must have been checked; see `load_visual_tokenizer`."""
+    for part in opened.parts:
+        load_weights(part.module, part.file, dtype)
+    return opened.tokenizer.eval().requires_grad_(False)
 
 
 def check_parts(parts: list[Part]) -> None:

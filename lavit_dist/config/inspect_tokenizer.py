@@ -32,7 +32,7 @@ class InspectTokenizerConfig:
     num_reference: NonNegativeInt = 300
     """Further pictures to look for patches in: the rest of those that are named, then those of `pairs`."""
     num_codes: PositiveInt = 24
-    """Codes to show patches of: those that occur most."""
+    """Codes to show patches of: those that occur in most pictures."""
     codes: tuple[NonNegativeInt, ...] = ()
     """Codes to show patches of instead."""
     patches_per_code: PositiveInt = 12

@@ -14,9 +14,9 @@ import numpy as np
 from lavit_dist.data.order import IMAGES, permutation
 from lavit_dist.data.quarantine import QuarantineLog
 from lavit_dist.data.shard_list import Fingerprint, Shard
-from lavit_dist.data.shard_store import ShardStore
+from lavit_dist.data.shard_store import ShardStore, index_images
 from lavit_dist.data.shard_stream import ShardStream, ShardWalk, StreamedSample, StreamPosition
-from lavit_dist.data.tar_reader import FileLocation, index_shard, read_bytes
+from lavit_dist.data.tar_reader import FileLocation, read_bytes
 from lavit_dist.errors import UserError, check
 
 FETCH_THREADS = 8
@@ -103,7 +103,7 @@ class IndexedOrder:
         self.keys: list[str] = []
         locations: list[tuple[int, int, int]] = []
         for number, shard in enumerate(shards):
-            index = index_shard(Path(shard.path), needs_caption=False)
+            index = index_images(shard.name, Path(shard.path))
             log.add(index.quarantined)
             for sample in index.samples:
                 image = sample.image

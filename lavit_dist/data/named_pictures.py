@@ -53,7 +53,7 @@ def list_pictures(names: Iterable[str | Path], refused: list[Quarantined]) -> li
         if path.suffix.lower() != TAR:
             pictures.append(NamedPicture(str(path), path.stem, path))
             continue
-        index = index_shard(path)
+        index = index_shard(path, needs_caption=False)
         refused += [
             record if record.key == path.name else replace(record, key=f"{path.name}/{record.key}") for record in index.quarantined
         ]

@@ -136,7 +136,8 @@ def _sizes(system: fsspec.AbstractFileSystem, paths: Sequence[str]) -> dict[str,
 
     def size(path: str) -> int | None:
         try:
-            return listed[path] if path in listed else system.info(path).get("size")
+            known = listed.get(path)
+            return system.info(path).get("size") if known is None else known
         except FileNotFoundError:
             return MISSING
 

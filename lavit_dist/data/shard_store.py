@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from lavit_dist.data.quarantine import Quarantined, SampleError
 from lavit_dist.data.shard_list import MISSING, Shard
-from lavit_dist.data.tar_reader import FileLocation, RawSample, index_shard
+from lavit_dist.data.tar_reader import FileLocation, RawSample, ShardIndex, index_shard
 from lavit_dist.errors import UserError, check
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class OpenShard:
         except OSError as error:
             raise SampleError("unreadable_tar", f"{type(error).__name__}: {error}") from error
         weakref.finalize(self, os.close, self._file)
-        index = index_shard(path, needs_caption=False)
+        index = index_images(name, path)
         self.samples: list[RawSample] = index.samples
         self.quarantined: list[Quarantined] = index.quarantined
 
@@ -57,12 +58,23 @@ class ShardStore:
     """
 
     def __init__(
-        self, shards: Sequence[Shard], *, cache_folder: str | None, cache_bytes: int, attempts: int, open_at_a_time: int
+        self,
+        shards: Sequence[Shard],
+        *,
+        cache_folder: str | None,
+        cache_bytes: int,
+        attempts: int,
+        open_at_a_time: int,
+        first_wait: float = 1.0,
     ) -> None:
-        """`open_at_a_time` is how many tars the caller reads, or prepares to read, together: the least that must fit."""
+        """`open_at_a_time` is how many tars the caller reads, or prepares to read, together: the least that must fit.
+
+        Between attempts to fetch a tar it waits `first_wait` seconds, then twice as long, and so on.
+        """
         self.shards = shards
         self.cache_bytes = cache_bytes
         self.attempts = attempts
+        self.first_wait = first_wait
         self._open: weakref.WeakValueDictionary[int, OpenShard] = weakref.WeakValueDictionary()
         self._turns: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
@@ -126,7 +138,7 @@ class ShardStore:
         assert shard.file_system is not None
         for attempt in range(self.attempts):
             if attempt:
-                time.sleep(2.0 ** (attempt - 1))
+                time.sleep(self.first_wait * 2 ** (attempt - 1))
             try:
                 shard.file_system.get_file(shard.path, str(path))
                 size = path.stat().st_size
@@ -139,6 +151,15 @@ class ShardStore:
                 error = failure
             logger.warning("fetching %s failed (%s: %s)", shard.path, type(error).__name__, error)
         raise SampleError("unfetched_tar", f"{shard.path} after {self.attempts} attempts: {type(error).__name__}: {error}")
+
+
+def index_images(name: str, path: Path) -> ShardIndex:
+    """The images of the tar `name`, whose file is `path`; what can't be used is recorded under `name`, or `name/key`."""
+    index = index_shard(path, needs_caption=False)
+    named = [
+        dataclasses.replace(record, key=name if record.key == path.name else f"{name}/{record.key}") for record in index.quarantined
+    ]
+    return ShardIndex(index.samples, named)
 
 
 def _own_folder(parent: str | None, owner: ShardStore) -> Path:

@@ -48,15 +48,20 @@ class CodeUsage:
         """The same over all kept patches: what a code without a meaning would have."""
         return float(self.features.sum(0).norm() / sum(self.tokens))
 
-    def most_frequent(self, number: int) -> list[int]:
-        """The codes that occur most, at most `number`, by how often."""
-        counts = self.counts
-        ordered = counts.argsort(descending=True, stable=True)[:number]
-        return ordered[counts[ordered] > 0].tolist()
+    def most_widespread(self, number: int) -> list[int]:
+        """The codes that occur in most pictures, at most `number`; of those in equally many, the one that occurs more often is first."""
+        pictures, counts = self.pictures, self.counts
+        ordered = sorted(counts.nonzero().flatten().tolist(), key=lambda code: (-int(pictures[code]), -int(counts[code]), code))
+        return ordered[:number]
 
-    def pictures_with(self, code: int) -> int:
-        """In how many pictures `code` occurs."""
-        return sum(bool((of_picture == code).any()) for of_picture in self._codes)
+    @property
+    def pictures(self) -> Tensor:
+        """In how many pictures each code occurs, [code]."""
+        return torch.bincount(torch.cat([of_picture.unique() for of_picture in self._codes]), minlength=self.codebook_size)
+
+    def different(self) -> float:
+        """How many different codes a picture has, on average."""
+        return float(self.pictures.sum()) / len(self._codes)
 
     def places(self, code: int, number: int) -> list[tuple[int, int]]:
         """(picture, patch) of at most `number` patches with `code`: one of each picture, then a second of each, and so on."""

@@ -16,7 +16,7 @@ OUTSIDE = (203, 213, 225)
 """Colour of what lies beyond a picture's edge."""
 MARK = (255, 255, 255), (15, 23, 42)
 """Colours of the frame around a patch, inner and outer line."""
-DIGIT_WIDTH = 0.56
+DIGIT_WIDTH = 0.6
 """Width of a digit, as a share of the height of the type."""
 LARGEST_DIGITS = 22
 
@@ -45,7 +45,7 @@ def id_map(image: InspectedImage, kept: Image.Image, largest_code: int) -> Image
     grid = round(len(image.keep_mask) ** 0.5)
     cell = kept.width / grid
     digits = len(str(largest_code))
-    size = int(min(LARGEST_DIGITS, 0.45 * cell, (cell - 2) / (DIGIT_WIDTH * digits)))
+    size = int(min(LARGEST_DIGITS, 0.45 * cell, (cell - 3) / (DIGIT_WIDTH * digits)))
     drawn = kept.copy()
     draw = ImageDraw.Draw(drawn)
     for patch, code in zip(image.keep_mask.nonzero().flatten().tolist(), image.codes.tolist(), strict=True):

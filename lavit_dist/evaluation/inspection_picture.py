@@ -13,14 +13,16 @@ from lavit_dist.evaluation.panels import INK, PAPER, SOFT, Canvas, enlarged, fig
 from lavit_dist.generation.contact_sheet import dim_dropped
 from lavit_dist.observe.report.charts import histogram_figure, usage_figure
 
-SIDE, BETWEEN, MARGIN = 208, 8, 20
+SIDE, BETWEEN, MARGIN = 232, 8, 20
+COLUMNS = 3
+"""Maps beside each other, in two rows."""
 LABEL = 20
 """Height of the words over a map, pixels."""
-IDS = 3 * SIDE + 2 * (LABEL + BETWEEN)
+IDS = 2 * SIDE + LABEL + BETWEEN
 """Side of the map of ids, which is as tall as the maps beside it."""
-WIDTH = 2 * MARGIN + IDS + 2 * (SIDE + BETWEEN) + BETWEEN
+WIDTH = 2 * MARGIN + IDS + COLUMNS * (SIDE + BETWEEN)
 MOST_IMAGES, MOST_CODES = 4, 16
-THUMB, CODE_LABEL = 72, 190
+THUMB, CODE_LABEL = 76, 190
 
 
 def draw_inspection(inspection: Inspection, title: str, codes: Sequence[int], patches_per_code: int, context: int) -> Image.Image:
@@ -28,8 +30,8 @@ def draw_inspection(inspection: Inspection, title: str, codes: Sequence[int], pa
     canvas = Canvas(WIDTH, MARGIN)
     canvas.words(title, 24)
     figures = [f"{name} {value}" for name, value in summary(inspection)]
-    canvas.words("   ·   ".join(figures[:3]), 15, SOFT)
-    canvas.words("   ·   ".join(figures[3:]), 15, SOFT, gap=16)
+    for number, line in enumerate((figures[:4], figures[4:])):
+        canvas.words("   ·   ".join(line), 15, SOFT, gap=(4, 16)[number])
     brightest = brightest_loss(inspection)
     for image in inspection.images[:MOST_IMAGES]:
         canvas.words(f"{image.name}: {describe_image(image)}", 15, gap=6)
@@ -59,14 +61,14 @@ def draw_inspection(inspection: Inspection, title: str, codes: Sequence[int], pa
 
 
 def _image_row(image: InspectedImage, brightest: float, largest_code: int) -> Image.Image:
-    """The ids over the kept patches, and beside them all other maps in two columns."""
+    """The ids over the kept patches, and beside them all other maps in two rows."""
     row = Image.new("RGB", (WIDTH, LABEL + IDS), PAPER)
     row.paste(id_map(image, dim_dropped(enlarged(image.picture, IDS), image.keep_mask), largest_code), (MARGIN, LABEL))
     draw = ImageDraw.Draw(row)
     draw.text((MARGIN, 2), "ids of the kept patches", fill=SOFT, font=font(13))
     for position, (name, picture) in enumerate(maps(image, brightest, SIDE)):
-        left = MARGIN + IDS + BETWEEN + position % 2 * (SIDE + BETWEEN)
-        top = position // 2 * (SIDE + LABEL + BETWEEN)
+        left = MARGIN + IDS + BETWEEN + position % COLUMNS * (SIDE + BETWEEN)
+        top = position // COLUMNS * (SIDE + LABEL + BETWEEN)
         draw.text((left, top + 2), name, fill=SOFT, font=font(13))
         row.paste(picture, (left, top + LABEL))
     return row

@@ -26,6 +26,7 @@ def summary(inspection: Inspection) -> list[tuple[str, str]]:
     return [
         ("pictures", f"{len(tokens):,}"),
         ("tokens per picture", f"{tokens.mean():.1f} ± {tokens.std():.1f}, {tokens.min()} to {tokens.max()}"),
+        ("different ids per picture", f"{usage.different():.1f}"),
         ("patches kept", f"{inspection.keep_ratio:.1%}"),
         ("loss (1 - cosine)", f"{inspection.loss:.3f}"),
         ("codes used", f"{round(used * usage.codebook_size):,} of {usage.codebook_size:,} by {tokens.sum():,} tokens"),
@@ -44,11 +45,15 @@ def describe_image(image: InspectedImage) -> str:
 def describe_codes(inspection: Inspection, codes: list[int]) -> list[CodeWords]:
     """What is said about each of `codes`."""
     usage = inspection.usage
-    counts, likeness = usage.counts, usage.likeness()
+    counts, pictures, likeness = usage.counts, usage.pictures, usage.likeness()
     described = []
     for code in codes:
-        count, pictures = int(counts[code]), usage.pictures_with(code)
-        uses = f"{count:,} times in {pictures:,} picture{'s' * (pictures != 1)}" if count else "not used by these pictures"
+        count, places = int(counts[code]), int(pictures[code])
+        uses = (
+            f"{count:,} time{'s' * (count != 1)} in {places:,} picture{'s' * (places != 1)}"
+            if count
+            else "not used by these pictures"
+        )
         described.append(CodeWords(code, uses, f"likeness {likeness[code]:.2f}" if count > 1 else ""))
     return described
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 
 import matplotlib
 import numpy as np
@@ -50,6 +51,7 @@ def figure_picture(figure: Figure, width: int) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
+@cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The typeface of all words."""
     return ImageFont.load_default(size)

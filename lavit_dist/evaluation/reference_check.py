@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lavit_dist.checkpoint import official
@@ -29,6 +30,7 @@ from lavit_dist.evaluation.reference_vectors import (
     NOISE,
     PIXELS,
     Row,
+    codebook_row,
     compare_vectors,
     expected_names,
     shape,
@@ -59,14 +61,15 @@ def check_reference(folder: Path) -> ReferenceCheck:
         listed = listed_shapes(folder)
         config = _present(reference_config(folder), folder)
         _check_complete(folder, vectors, listed)
-        tokenizer, parts = official.open_visual_tokenizer(folder, config)
+        opened = official.open_visual_tokenizer(folder, config)
     except UserError as error:
         return ReferenceCheck([*rows, wrong("the folder", str(error)), *_not_computed(vectors)], [])
-    rows += _file_rows(folder, parts, listed)
-    if not all(row.ok for row in rows):
+    file_rows = list(_file_rows(folder, opened.parts, listed))
+    rows += file_rows
+    if not all(row.ok for row in file_rows):
         return ReferenceCheck([*rows, *_not_computed(vectors)], [])
-    tokenizer = official.load_visual_tokenizer(folder, config=config)
-    rows += compare_vectors(tokenizer, vectors)
+    tokenizer = official.read_opened(opened)
+    rows += [*compare_vectors(tokenizer, vectors), codebook_row(tokenizer, _stored_dtype(opened.parts))]
     unknown = sorted(vectors.keys() - {PIXELS, NOISE, *expected_names(tokenizer, vectors)})
     notes = [f"not known here, so not compared: {some(unknown)}"] if unknown else []
     if listed is None:
@@ -74,6 +77,12 @@ def check_reference(folder: Path) -> ReferenceCheck:
     if not (folder / DIGESTS).exists():
         notes.append(f"the folder has no {DIGESTS} (`sha256sum */*{BIN} > {DIGESTS}`), which would cover every bit")
     return ReferenceCheck(rows, [*notes, *(unseen(tokenizer, vectors) if all(row.ok for row in rows) else [])])
+
+
+def _stored_dtype(parts: list[official.Part]) -> torch.dtype:
+    """The type in which the codes are stored."""
+    headers = next(part.file.headers for part in parts if part.stem == official.TOKENIZER_ENCODER)
+    return headers["quantize.embedding.weight"].dtype or torch.float32
 
 
 def _digest_rows(folder: Path) -> Iterator[Row]:

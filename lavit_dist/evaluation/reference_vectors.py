@@ -102,6 +102,17 @@ def compare(name: str, actual: Tensor, reference: Tensor) -> Row:
     return Row(name, shape(reference), f"{difference:.1e}", limit, bool(difference <= LIMIT))
 
 
+def codebook_row(tokenizer: VisualTokenizer, dtype: torch.dtype) -> Row:
+    """Whether all codes have unit length, as the released ones, or none has; one that differs was altered, used or not.
+
+    `dtype` is the type that they are stored in.
+    """
+    codebook = tokenizer.quantizer.embedding.weight
+    unit = (codebook.norm(dim=-1) - 1).abs() <= max(LIMIT, torch.finfo(dtype).eps)
+    ok = bool(unit.all() or not unit.any())
+    return Row("codebook", shape(codebook), f"{unit.double().mean():.2%} of unit length", "all, none", ok)
+
+
 def shape(tensor: Tensor) -> str:
     """A tensor's shape in a cell."""
     return " x ".join(map(str, tensor.shape)) or "1"

@@ -2,7 +2,8 @@
 
 import io
 import tarfile
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import pytest
@@ -36,5 +37,18 @@ def write_tar(tmp_path: Path) -> Callable[[Members, str], Path]:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
         return path
+
+    return write
+
+
+@pytest.fixture
+def write_images(write_tar: Callable[[Members, str], Path], jpeg: Callable[..., bytes]) -> Callable[..., Path]:
+    """`write_images(name, count, bad)`: a tar of `count` pictures without captions, those numbered in `bad` no pictures at all."""
+
+    def write(name: str, count: int, bad: Collection[int] = ()) -> Path:
+        shade = zlib.crc32(name.encode()) % 200
+        return write_tar(
+            [(f"{n:03d}.jpg", b"<html>" if n in bad else jpeg((shade, n * 9 % 256, n), (12, 8))) for n in range(count)], name
+        )
 
     return write
