@@ -71,6 +71,22 @@ class CrossAttention(nn.Module):
         return self.proj(merge_heads(_attend(query, key, value, mask)))
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+    """Softmax attention of [batch, head, position, channel]; `mask` of bools broadcasts to [batch, head, query, key].
+
+    Fewer heads of keys and values than of queries is grouped-query attention. Where gradients are asked for on a CPU it is computed in
+    fp32: torch's backward pass in bf16 is several times slower there.
+    """
+    grouped = key.shape[1] != query.shape[1]
+    if query.device.type != "cpu" or not query.requires_grad:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    with torch.autocast("cpu", enabled=False):
+        attended = F.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), attn_mask=mask, is_causal=causal, enable_gqa=grouped
+        )
+    return attended.to(value.dtype)
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[batch, position, width] to [batch, head, position, width / head]."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -83,6 +99,6 @@ def merge_heads(x: Tensor) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None or mask.dtype == torch.bool:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return attention(query, key, value, mask)
     scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     return masked_softmax(scores, mask).to(value.dtype) @ value

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from lavit_dist.models.attention import attention
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,12 @@ def _variable_length(query: Tensor, key: Tensor, value: Tensor, documents: Packe
 
 def _bucketed(query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
     seq, batch, heads, channels = query.shape
-    grouped = key.shape[2] != heads
-    # Always in fp32: on a CPU the backward pass in bf16 is several times slower.
-    flat = [t.reshape(seq * batch, -1).float() for t in (query, key, value)]
+    flat = [t.reshape(seq * batch, -1) for t in (query, key, value)]
     outputs = []
     for positions in documents.buckets:
         q, k, v = (
             t.index_select(0, positions.flatten()).view(*positions.shape, -1, channels).transpose(1, 2) for t in flat
         )  # each [document, head, length, channel]
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        out = attention(q, k, v, causal=True)
         outputs.append(out.transpose(1, 2).reshape(-1, heads * channels))
     return torch.cat(outputs).index_select(0, documents.unpack).view(seq, batch, heads * channels).to(query.dtype)

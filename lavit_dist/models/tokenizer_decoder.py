@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavit_dist.config.model import VisualTokenizerConfig
-from lavit_dist.models.attention import CrossAttention, Mlp, SelfAttention, merge_heads, split_heads
+from lavit_dist.models.attention import CrossAttention, Mlp, SelfAttention, attention, merge_heads, split_heads
 
 
 class DecoderBlock(nn.Module):
@@ -103,4 +102,4 @@ class AttentionPool(nn.Module):
         x = torch.cat([features.mean(1, keepdim=True), features], dim=1) + self.positional_embedding
         projected = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
         query, key, value = (split_heads(part, self.heads) for part in projected)
-        return self.c_proj(merge_heads(F.scaled_dot_product_attention(query, key, value)))[:, 0]
+        return self.c_proj(merge_heads(attention(query, key, value)))[:, 0]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavit_dist.config.model import VisionEncoderConfig
-from lavit_dist.models.attention import Mlp, merge_heads, split_heads
+from lavit_dist.models.attention import Mlp, attention, merge_heads, split_heads
 
 
 class EvaAttention(nn.Module):
@@ -24,7 +24,7 @@ class EvaAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         query, key, value = (split_heads(part, self.heads) for part in F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1))
-        return self.proj(merge_heads(F.scaled_dot_product_attention(query, key, value)))
+        return self.proj(merge_heads(attention(query, key, value)))
 
 
 class EvaBlock(nn.Module):
