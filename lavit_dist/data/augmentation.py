@@ -40,8 +40,9 @@ class Views:
         if self.config.random_crop is not None:
             box = crop_box(image.size, self.config.random_crop, draws[:4])
             image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
-        pixels = resize(image, self.size)
-        return pixels.flip(-1) if self.config.horizontal_flip and draws[4] < 0.5 else pixels
+        if self.config.horizontal_flip and draws[4] < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return resize(image, self.size)
 
     def _number(self, epoch: int) -> int:
         return epoch if self.config.views is None else epoch % self.config.views

@@ -57,7 +57,8 @@ def resize(image: Image.Image, size: int) -> torch.Tensor:
     """Squashes the whole picture to a square by bicubic interpolation, without cropping: uint8 [3, size, size]."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    # NumPy, because torch would start threads of its own in each of the threads that decode.
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:

@@ -128,12 +128,12 @@ class ImageBatches:
     @property
     def quarantined(self) -> dict[str, Quarantined]:
         """What this rank could not use, by key, up to a limit; `quarantined_counts` has no limit."""
-        return self._log.records
+        return dict(self._log.records)
 
     @property
     def quarantined_counts(self) -> Mapping[str, int]:
         """How much this rank could not use, by reason."""
-        return self._log.counts
+        return dict(self._log.counts)
 
     def next(self) -> ImageBatch:
         """The next batch. Raises `UserError` when nothing usable is left."""

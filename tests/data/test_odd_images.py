@@ -103,7 +103,7 @@ def test_an_animation_gives_its_first_frame(kind):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize(("orientation", "red"), enumerate(["tl", "tr", "br", "bl", "tl", "tr", "br", "bl"], start=1))
+@pytest.mark.parametrize(("orientation", "red"), list(enumerate(["tl", "tr", "br", "bl"] * 2, start=1)))
 def test_all_eight_exif_orientations_come_out_upright(kind, orientation, red):
     """The file is stored so that its red corner comes to `red`; orientations from 5 on also swap the sides."""
     stored = np.full((16, 32, 3), 255, np.uint8)
