@@ -57,6 +57,7 @@ def run(config: TrainTokenizerConfig) -> None:
         checkpoint=config.checkpoint,
         callbacks=[MetricsCallback(folder.root, config.logging), *_watchers(config, training)],
     )
+    images.close()
     folder.publish(lambda out: save_visual_tokenizer(training.product(), out))
 
 

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -94,15 +94,15 @@ def save_visual_tokenizer(
         states[HIGHRES_DECODER] = tokenizer.highres_decoder.state_dict()
     if tokenizer.understanding is not None:
         states[UNDERSTANDING] = tokenizer.understanding.state_dict()
-    _write(Path(folder), states, tokenizer.config, form, dtype)
+    _write(Path(folder), states.keys(), states.items(), tokenizer.config, form, dtype)
 
 
 def convert_visual_tokenizer(source: str | Path, destination: str | Path, form: Form, dtype: torch.dtype | None = None) -> None:
     """Writes the tokenizer in `source` in another form or type, file by file, without building it."""
     tokenizer, parts = open_visual_tokenizer(source)
     check_parts(parts)
-    states = {part.stem: dict(part.file.read(part.module.state_dict())) for part in parts}
-    _write(Path(destination), states, tokenizer.config, form, dtype)
+    states = ((part.stem, dict(part.file.read(part.module.state_dict()))) for part in parts)
+    _write(Path(destination), {part.stem for part in parts}, states, tokenizer.config, form, dtype)
 
 
 def load_vision_encoder(folder: str | Path, config: VisionEncoderConfig, dtype: torch.dtype = torch.float32) -> VisionEncoder:
@@ -257,18 +257,23 @@ def _with_projection(config: VisualTokenizerConfig, file: TensorFile | None) -> 
 
 
 def _write(
-    folder: Path, states: Mapping[str, Mapping[str, Tensor]], config: VisualTokenizerConfig, form: Form, dtype: torch.dtype | None
+    folder: Path,
+    stems: Collection[str],
+    states: Iterable[tuple[str, Mapping[str, Tensor]]],
+    config: VisualTokenizerConfig,
+    form: Form,
+    dtype: torch.dtype | None,
 ) -> None:
-    paths = {stem: folder / (stem + SUFFIXES[form]) for stem in states}
+    """Writes `states`, one file after another; `stems` are the files that they will make."""
     for stem in (*REQUIRED, *OPTIONAL):
         for suffix in SUFFIXES.values():
             stale = folder / (stem + suffix)
             check(
-                not stale.exists() or stale == paths.get(stem),
+                not stale.exists() or (stem in stems and suffix == SUFFIXES[form]),
                 f"{stale} is of another tokenizer than the one to be written beside it; remove it, or choose another folder.",
             )
-    for stem, path in paths.items():
-        write_tensors(path, states[stem], dtype)
+    for stem, state in states:
+        write_tensors(folder / (stem + SUFFIXES[form]), state, dtype)
     write_atomically(folder / SIZES, json.dumps(to_dict(config), indent=1).encode())
 
 

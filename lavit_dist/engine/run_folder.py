@@ -25,8 +25,14 @@ from lavit_dist.parallel.distributed import barrier, rank
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
-MAY_CHANGE = ("logging", "checkpoint", "num_threads", "run_dir", "ray", "verify_inputs")
-"""Settings that a resumed run may change: they decide what is reported, when and where, never what is computed."""
+MAY_CHANGE = (
+    *("logging", "checkpoint", "health", "num_threads", "run_dir", "ray", "verify_inputs"),
+    *("feature_cache_bytes", "feature_disk_bytes", "feature_folder"),
+    *(f"images.{name}" for name in ("shards", "decode_threads", "prefetch_batches", "pixel_cache_bytes", "fetch_attempts")),
+    *(f"images.{name}" for name in ("cache_folder", "cache_bytes", "storage_options")),
+)
+"""Settings that a resumed run may change, or parts of them: they decide what is reported, when and where, never what is computed. Where
+the images lie may change, for the state of a run knows them by name and size."""
 
 
 class RunFolder:
@@ -57,7 +63,8 @@ class RunFolder:
             )
         then, now = _flatten(found), _flatten(to_dict(value))
         for key in sorted(then.keys() | now.keys()):
-            if key.split(".")[0] not in MAY_CHANGE and then.get(key) != now.get(key):
+            changeable = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+            if not changeable and then.get(key) != now.get(key):
                 raise UserError(
                     f"{self.root} belongs to a run with {key} = {then.get(key)!r}, but now {key} = {now.get(key)!r};"
                     " give this run another run_dir, or remove that folder to start afresh."

@@ -125,7 +125,7 @@ def _file_rows(folder: Path, parts: list[official.Part], listed: ListedShapes | 
         except UserError as error:
             yield wrong(name, str(error))
         else:
-            yield Row(name, f"{len(file.headers)} tensors", "keys and shapes equal", "", True)
+            yield Row(name, f"{len(file.headers)} tensors", "equal", "", True)
 
 
 def _split_projection(listed: ListedShapes) -> ListedShapes:
