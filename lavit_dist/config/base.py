@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -136,22 +137,34 @@ def _explain(cls: type, error: ValidationError, source: str) -> str:
 def _suggest(unknown: str, legal: list[str]) -> str:
     """The nearest legal key: a misspelt one of the same part, or one of that name elsewhere; else all that are legal there."""
     parent, _, name = unknown.rpartition(".")
-    siblings = {key.rpartition(".")[2]: key for key in legal if key.rpartition(".")[0] == parent}
+    found_names = [key.rpartition(".")[2] for key in legal if fnmatch(parent, key.rpartition(".")[0])]
+    siblings = {found: f"{parent}.{found}".lstrip(".") for found in found_names}
     near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     found = [siblings[near[0]]] if near else [key for key in legal if key.rpartition(".")[2] == name]
     return f"did you mean {' or '.join(map(repr, found))}?" if found else f"legal here: {', '.join(siblings.values())}."
 
 
 def _legal_keys(cls: type, prefix: str = "") -> list[str]:
+    """The keys of `cls` and of all configurations in it; `*` stands for the names of a mapping."""
     hints = get_type_hints(cls)
     keys = []
     for field in dataclasses.fields(cls):
         name = prefix + field.name
         keys.append(name)
-        nested = hints.get(field.name)
-        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-            keys += _legal_keys(nested, name + ".")
+        for nested, between in _configs_in(hints[field.name]):
+            keys += _legal_keys(nested, f"{name}.{between}")
     return keys
+
+
+def _configs_in(hint: Any) -> Iterator[tuple[type, str]]:
+    """Configuration classes that a field of type `hint` may hold, and what stands between its name and their keys."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint, ""
+    elif get_origin(hint) is dict:
+        yield from ((nested, f"*.{between}") for nested, between in _configs_in(get_args(hint)[1]))
+    else:
+        for choice in get_args(hint):
+            yield from _configs_in(choice)
 
 
 def _one_line(error: BaseException) -> str:
