@@ -78,8 +78,9 @@ def _codebook(evidence: Evidence, setup: Setup, limits: CollapseConfig) -> str |
     told = tokens * setup.usage_window_steps >= size
     if told and used < limits.min_codes_used * usable:
         return (
-            f"Only {used:.1%} of the {size:,} codes are in use: the codebook has collapsed, and with codes this few the loss stalls"
-            f" (near 0.3, where the authors reach 0.18); {remedy}, and let a phase without the quantizer come before"
+            f"Only {used:.1%} of the {size:,} codes are in use and the reconstruction loss is {_mean(evidence.window, 'reconstruction_loss'):.3f}:"
+            " the codebook has collapsed, which is how runs stall near 0.3, where the authors reach 0.18;"
+            f" {remedy}, and let a phase without the quantizer come before"
         )
     lost = evidence.best_codes_used - used
     if told and lost > limits.max_codes_lost and _falls(evidence.window["codes_used"]):
