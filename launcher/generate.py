@@ -8,14 +8,12 @@ An argument of the form name=value is a setting; a file of such a name is given 
 """
 
 import argparse
-import re
 
 from lavit_dist.config.base import load_config
-from lavit_dist.config.command_line import exit_on_user_error
+from lavit_dist.config.command_line import exit_on_user_error, split_settings
 from lavit_dist.config.generate import GenerateConfig
 from lavit_dist.errors import check
 
-SETTING = re.compile(r"[a-z_][a-z0-9_]*=")
 MODES = {"caption": "image files", "image": "prompts", "reconstruct": "image files"}
 
 
@@ -29,8 +27,7 @@ def main() -> None:
 
 
 def run(mode: str, arguments: list[str], config_file: str | None) -> None:
-    settings = [argument for argument in arguments if SETTING.match(argument)]
-    items = [argument for argument in arguments if not SETTING.match(argument)]
+    settings, items = split_settings(arguments)
     config = load_config(GenerateConfig, config_file, settings)
     check(bool(items), f"Nothing to {mode}: name one or more {MODES[mode]} after the word {mode}.")
     check(all(item.strip() for item in items), f"One of the {MODES[mode]} is empty; remove it, or say what you mean.")

@@ -7,14 +7,11 @@ An argument of the form name=value is a setting; a file of such a name is given 
 """
 
 import argparse
-import re
 
 from lavit_dist.config.base import load_config
-from lavit_dist.config.command_line import exit_on_user_error
+from lavit_dist.config.command_line import exit_on_user_error, split_settings
 from lavit_dist.config.inspect_tokenizer import InspectTokenizerConfig
 from lavit_dist.errors import check
-
-SETTING = re.compile(r"[a-z_][a-z0-9_]*=")
 
 
 def main() -> None:
@@ -26,8 +23,7 @@ def main() -> None:
 
 
 def run(arguments: list[str], config_file: str | None) -> None:
-    settings = [argument for argument in arguments if SETTING.match(argument)]
-    names = [argument for argument in arguments if not SETTING.match(argument)]
+    settings, names = split_settings(arguments)
     config = load_config(InspectTokenizerConfig, config_file, settings)
     check(bool(names), "Nothing to inspect: name one or more image files, or a tar of pictures.")
     from pipelines import inspect_tokenizer  # imports torch: not before the settings are known to be right

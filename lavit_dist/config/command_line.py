@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from lavit_dist.config.base import load_config
@@ -15,6 +16,7 @@ from lavit_dist.errors import UserError
 T = TypeVar("T")
 WRONG_CONFIG = 2
 """Exit code when the user can mend the cause."""
+SETTING = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*=")
 WAIT_FOR_RANK_0 = 20.0
 """Seconds that another rank leaves rank 0 to tell what is wrong; processes start within it of one another."""
 
@@ -32,6 +34,12 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Adds the `key=value` arguments, and `--local_rank`, which the deepspeed launcher passes and LOCAL_RANK repeats."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What of a command line are settings, `key=value`, and what is anything else, each in its order."""
+    settings = [argument for argument in arguments if SETTING.match(argument)]
+    return settings, [argument for argument in arguments if not SETTING.match(argument)]
 
 
 def exit_on_user_error(action: Callable[[], None]) -> None:

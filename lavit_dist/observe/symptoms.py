@@ -23,6 +23,8 @@ SMALLEST_GAP = 0.02
 """Difference of the two losses below which their ratio says nothing."""
 PINNED = 0.02
 """Within this distance of 0 or 1 a keep ratio has no choice left in it."""
+USED = "train with codebook.learning=ema, codebook.initialisation=kmeans and codebook.revive_below=0.1"
+"""What keeps codes in use."""
 
 
 @dataclass(frozen=True)
@@ -69,29 +71,27 @@ def diagnose(evidence: Evidence, setup: Setup, limits: CollapseConfig) -> list[F
 
 def _codebook(evidence: Evidence, setup: Setup, limits: CollapseConfig) -> str | None:
     """Few codes used, fewer and fewer, or a few that take nearly every token."""
-    size, remedy = (
-        setup.codebook_size,
-        "train with codebook.learning=ema, codebook.initialisation=kmeans and codebook.revive_below=0.1",
-    )
+    size = setup.codebook_size
     used, tokens = _mean(evidence.window, "codes_used"), _tokens_per_step(evidence.window)
     usable = -math.expm1(tokens * setup.usage_window_steps * math.log1p(-1 / size)) if size > 1 else 1.0
     told = tokens * setup.usage_window_steps >= size
     if told and used < limits.min_codes_used * usable:
+        loss = _mean(evidence.window, "reconstruction_loss")
         return (
-            f"Only {used:.1%} of the {size:,} codes are in use: the codebook has collapsed, and with codes this few the loss stalls"
-            f" (near 0.3, where the authors reach 0.18); {remedy}, and let a phase without the quantizer come before"
+            f"Only {used:.1%} of the {size:,} codes are in use and the reconstruction loss is {loss:.3f}: the codebook has collapsed, which is how runs stall near 0.3, where the authors reach 0.18;"
+            f" {USED}, and let a phase without the quantizer come before"
         )
     lost = evidence.best_codes_used - used
     if told and lost > limits.max_codes_lost and _falls(evidence.window["codes_used"]):
         return (
             f"The share of the {size:,} codes in use has fallen from {evidence.best_codes_used:.1%} to {used:.1%} and goes on falling:"
-            f" codes die faster than they are revived; {remedy}, or a larger revive_below if it is so already"
+            f" codes die faster than they are revived; {USED}, or a larger revive_below if it is so already"
         )
     perplexity, attainable = _mean(evidence.window, "perplexity"), float(np.minimum(size, tokens))
     if perplexity < limits.min_perplexity * attainable:
         return (
             f"The codes of a step have a perplexity of {perplexity:.1f}, where its {tokens:,.0f} tokens and {size:,} codes allow"
-            f" {attainable:,.0f}: a few codes take nearly every token; {remedy}, and raise kmeans_batches, so that the first codes lie"
+            f" {attainable:,.0f}: a few codes take nearly every token; {USED}, and raise kmeans_batches, so that the first codes lie"
             " where the vectors are"
         )
     return None

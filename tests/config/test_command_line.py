@@ -7,6 +7,7 @@ import time
 import pytest
 
 from lavit_dist.config import config, run_entry_point
+from lavit_dist.config.command_line import split_settings
 from lavit_dist.errors import UserError
 
 
@@ -59,3 +60,11 @@ def test_a_defect_is_not_hidden() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_entry_point(SmallConfig, run, "An example.", [])
+
+
+def test_settings_are_told_from_files_and_prompts() -> None:
+    arguments = ["a.png", "seed=3", "./seed=3", "model.size=a b", "a red circle, size = 3", "Size=3", "codes=[1,2]"]
+    assert split_settings(arguments) == (
+        ["seed=3", "model.size=a b", "codes=[1,2]"],
+        ["a.png", "./seed=3", "a red circle, size = 3", "Size=3"],
+    )
