@@ -60,6 +60,7 @@ def test_every_reference_tensor_is_reproduced(reference):
     result = check_reference(reference)
     assert result.ok, [row for row in result.rows if not row.ok]
     assert {row.name for row in result.rows} >= COMPUTED | {f"{name}.bin" for name in FILES}
+    assert {"merged_features, kept alone", "ids, kept alone"} <= {row.name for row in result.rows}
     assert any("norm.* and head.*" in note for note in result.notes)
 
 
