@@ -100,7 +100,13 @@ def prepare(data: str, runs: Path, photos: str, threads: int) -> None:
     else:
         run(threads, "data_prep/ingest.py", f"{presets}/ingest.yaml", f"source={photos}", f"run_dir={runs}/pairs")
     text = f"{runs}/text_tokenizer"
-    run(threads, "data_prep/train_text_tokenizer.py", "configs/quickstart/text_tokenizer.yaml", f"run_dir={text}", f"pairs={runs}/pairs")
+    run(
+        threads,
+        "data_prep/train_text_tokenizer.py",
+        "configs/quickstart/text_tokenizer.yaml",
+        f"run_dir={text}",
+        f"pairs={runs}/pairs",
+    )
     tower = (f"run_dir={runs}/tower", f"pairs={runs}/pairs/train", f"text_tokenizer={text}")
     run(threads, "launcher/train_tower.py", f"{presets}/tower.yaml", *tower)
 
@@ -149,7 +155,9 @@ def objects_correlation(tars: Path, scores: TokenizerScores) -> float | None:
 
 def markdown(data: str, rows: Sequence[Row]) -> str:
     """The table, each quantized run with its loss as a multiple of that of the run without quantizer."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
     lines = [
         f"`python benchmarks/tokenizer_recipes.py {data}`, {date.today():%d %B %Y}, commit {commit}, {os.cpu_count()} CPU cores,"
         f" torch {torch.__version__}.",
@@ -175,7 +183,10 @@ def markdown(data: str, rows: Sequence[Row]) -> str:
             f" | {scores.keep_ratio:.3f} ({config.rate.keep_ratio:.3f}) | {follows} |"
         )
     images, tokens = rows[0].scores.images, rows[0].scores.tokens
-    lines += ["", f"Scored on {images:,} images, {tokens:,} tokens in the first run; patches sampled with a seed, codes by the published weights."]
+    lines += [
+        "",
+        f"Scored on {images:,} images, {tokens:,} tokens in the first run; patches sampled with a seed, codes by the published weights.",
+    ]
     return "\n".join(lines) + "\n"
 
 

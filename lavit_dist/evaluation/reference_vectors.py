@@ -47,26 +47,29 @@ def compare_vectors(tokenizer: VisualTokenizer, vectors: Mapping[str, Tensor]) -
             yield Row(name, shape(vectors[name]), "not computed", "", False)
         else:
             yield compare(name, outputs[name], vectors[name])
+    if ready:
+        yield from _kept_rows(tokenizer, outputs, vectors[NOISE], ids_name(vectors))
 
 
 @torch.no_grad()
 def compute(tokenizer: VisualTokenizer, pixel_values: Tensor, gumbel_noise: Tensor, ids: str) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of all that the tokenizer makes of images [batch, 3, height, width] and noise [batch, patch, 2]."""
+    """Names and tensors of all that the tokenizer makes of images [batch, 3, height, width] and noise [batch, patch, 2].
+
+    Mergers run as released, on every patch under masks.
+    """
     encoded = tokenizer.encoder(pixel_values.float())
     yield "encoder_features", encoded
     features = encoded[:, 1:]
     yield "selector_log_probs", tokenizer.selector(features)
-    codes, keep_mask = tokenizer.tokenize_features(features, gumbel_noise)
+    codes, keep_mask = tokenizer.tokenize_features(features, gumbel_noise, masked=True)
     yield "keep_mask", keep_mask
     yield "merged_features", tokenizer.merger(features, keep_mask.to(features.dtype))
     yield "tokens_per_image", torch.tensor([len(of_image) for of_image in codes])
     flat = torch.cat(codes)
-    match = SHIFTED_IDS.fullmatch(ids)
-    assert match is not None
-    yield ids, flat + int(match[1])
+    yield ids, flat + _offset(ids)
     yield "quantized", tokenizer.quantizer.embedding(flat)
     if tokenizer.understanding is not None:
-        yield CONTINUOUS, tokenizer.continuous_embeddings(features, keep_mask)
+        yield CONTINUOUS, tokenizer.understanding(features, keep_mask, masked=True)
     packed = tokenizer.pack(codes)
     yield "decoder_lowres", tokenizer.decoder.condition(*packed)
     if tokenizer.highres_decoder is not None:
@@ -85,6 +88,22 @@ def expected_names(tokenizer: VisualTokenizer, vectors: Mapping[str, Tensor]) ->
 def ids_name(vectors: Mapping[str, Tensor]) -> str:
     """The name of the tensor of ids, which tells their offset."""
     return next((name for name in vectors if SHIFTED_IDS.fullmatch(name)), DEFAULT_IDS)
+
+
+def _offset(ids: str) -> int:
+    match = SHIFTED_IDS.fullmatch(ids)
+    assert match is not None
+    return int(match[1])
+
+
+@torch.no_grad()
+def _kept_rows(tokenizer: VisualTokenizer, outputs: Mapping[str, Tensor], noise: Tensor, ids: str) -> Iterator[Row]:
+    """The merger on kept patches alone, which tokenizing uses, against the released form computed here."""
+    features, keep_mask = outputs["encoder_features"][:, 1:], outputs["keep_mask"]
+    alone = tokenizer.merger.merge_kept(features, keep_mask)
+    yield compare("merged_features, kept alone", alone, outputs["merged_features"][keep_mask])
+    codes = torch.cat(tokenizer.tokenize_features(features, noise).codes)
+    yield compare("ids, kept alone", codes + _offset(ids), outputs[ids])
 
 
 def compare(name: str, actual: Tensor, reference: Tensor) -> Row:
@@ -110,7 +129,7 @@ def codebook_row(tokenizer: VisualTokenizer, dtype: torch.dtype) -> Row:
     codebook = tokenizer.quantizer.embedding.weight
     unit = (codebook.norm(dim=-1) - 1).abs() <= max(LIMIT, torch.finfo(dtype).eps)
     ok = bool(unit.all() or not unit.any())
-    return Row("codebook", shape(codebook), f"{unit.double().mean():.2%} of unit length", "all, none", ok)
+    return Row("codebook", shape(codebook), f"{unit.double().mean():.2%} unit", "all, none", ok)
 
 
 def shape(tensor: Tensor) -> str:

@@ -49,12 +49,15 @@ class UnderstandingEncoder(nn.Module):
         self.causal_encoder = TokenMerger(config.encoder.width, config.merger)
         self.vit_proj = nn.Linear(config.encoder.width, vit_proj_dim)
 
-    def forward(self, features: Tensor, keep_mask: Tensor) -> Tensor:
+    def forward(self, features: Tensor, keep_mask: Tensor, *, masked: bool = False) -> Tensor:
         """Language-model inputs [token, vit_proj_dim] of the kept patches of all images: merged features that bypass the codebook.
 
-        `features` [batch, patch, width], `keep_mask` [batch, patch] of bools.
+        `features` [batch, patch, width], `keep_mask` [batch, patch] of bools. `masked` runs the merger as released, on every
+        patch under masks, instead of on the kept ones alone.
         """
-        return self.vit_proj(self.causal_encoder.merge_kept(features, keep_mask))
+        merger = self.causal_encoder
+        merged = merger(features, keep_mask.to(features.dtype))[keep_mask] if masked else merger.merge_kept(features, keep_mask)
+        return self.vit_proj(merged)
 
 
 class VisualTokenizer(nn.Module):
