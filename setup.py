@@ -11,7 +11,7 @@ setup(
     long_description=Path("README.md").read_text() if Path("README.md").exists() else "",
     long_description_content_type="text/markdown",
     packages=find_packages(include=["lavit_dist*", "pipelines*"]),
-    package_data={"lavit_dist": ["observe/report/*.html.j2", "py.typed"]},
+    package_data={"lavit_dist": ["observe/report/*.html.j2", "checkpoint/known_references.json", "py.typed"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "torch>=2.11,<2.14",

@@ -21,6 +21,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from tokenizer_recipes_chart import draw
 from torch import Tensor
 
 from lavit_dist.checkpoint.official import load_visual_tokenizer
@@ -31,7 +32,6 @@ from lavit_dist.data.image_batches import open_images
 from lavit_dist.data.pairs import list_shards, read_pairs
 from lavit_dist.evaluation.tokenizer_health import spearman
 from lavit_dist.evaluation.tokenizer_scores import TokenizerScores, score_tokenizer
-from tokenizer_recipes_chart import draw
 
 ROOT = Path(__file__).parents[1]
 UNQUANTIZED = ("phases.quantization.quantize=false", "phases.quantization.train=[merger,projection,decoder]")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lavit_dist.checkpoint.tensor_file import TensorFile
 from lavit_dist.errors import UserError
+from lavit_dist.models.selector import TokenSelector
 
 
 def check_keys(file: TensorFile, wanted: Mapping[str, Tensor], remedy: str = "") -> None:
@@ -32,13 +33,14 @@ def check_keys(file: TensorFile, wanted: Mapping[str, Tensor], remedy: str = "")
 def load_weights(module: nn.Module, file: TensorFile, dtype: torch.dtype, prefix: str = "") -> None:
     """Gives `module` the tensors of `file` whose names begin with `prefix`, converted one by one.
 
-    `dtype` is that of linear and convolution layers; all else (norms, embeddings, codes) is fp32, as in the released code.
-    The keys must have been checked.
+    `dtype` is that of linear and convolution layers; all else (norms, embeddings, codes) is fp32, as in the released code, and so is
+    the selector, which computes in fp32. The keys must have been checked.
     """
+    exact = {id(layer) for part in module.modules() if isinstance(part, TokenSelector) for layer in part.modules()}
     low = {
         f"{name}.{parameter}" if name else parameter
         for name, part in module.named_modules()
-        if isinstance(part, nn.Linear | nn.Conv2d)
+        if isinstance(part, nn.Linear | nn.Conv2d) and id(part) not in exact
         for parameter, _ in part.named_parameters(recurse=False)
     }
     loaded = {}

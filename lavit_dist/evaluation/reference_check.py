@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lavit_dist.checkpoint import official
+from lavit_dist.checkpoint.known_references import altered_modules, known_digests
 from lavit_dist.checkpoint.module_weights import check_keys, some
 from lavit_dist.checkpoint.reference import (
     DIGESTS,
@@ -37,6 +38,9 @@ from lavit_dist.evaluation.reference_vectors import (
     unseen,
     wrong,
 )
+
+KNOWN_SET = "weights of a known set"
+"""The row that compares weights with the digests of a set that is known here."""
 
 
 class ReferenceCheck(NamedTuple):
@@ -68,13 +72,17 @@ def check_reference(folder: Path) -> ReferenceCheck:
     rows += file_rows
     if not all(row.ok for row in file_rows):
         return ReferenceCheck([*rows, *_not_computed(vectors)], [])
+    known = known_digests(vectors)
+    if known is not None:
+        altered = altered_modules(opened.parts, known)
+        rows.append(Row(KNOWN_SET, "", f"altered: {some(altered)}" if altered else "equal", "", not altered))
     tokenizer = official.read_opened(opened)
     rows += [*compare_vectors(tokenizer, vectors), codebook_row(tokenizer, _stored_dtype(opened.parts))]
     unknown = sorted(vectors.keys() - {PIXELS, NOISE, *expected_names(tokenizer, vectors)})
     notes = [f"not known here, so not compared: {some(unknown)}"] if unknown else []
     if listed is None:
         notes.append(f"the folder has no {KEYS}: keys and shapes were compared with the sizes alone")
-    if not (folder / DIGESTS).exists():
+    if known is None and not (folder / DIGESTS).exists():
         notes.append(f"the folder has no {DIGESTS} (`sha256sum */*{BIN} > {DIGESTS}`), which would cover every bit")
     return ReferenceCheck(rows, [*notes, *(unseen(tokenizer, vectors) if all(row.ok for row in rows) else [])])
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 
 from lavit_dist.data.image import to_image
 from lavit_dist.evaluation.panels import (
@@ -26,7 +26,8 @@ from lavit_dist.evaluation.panels import (
 )
 from lavit_dist.evaluation.patch_bank import PatchBank
 from lavit_dist.generation.contact_sheet import dim_dropped
-from lavit_dist.models.selector import keyed_gumbel_noise, select
+from lavit_dist.models.autoencoder import FeatureAutoencoder
+from lavit_dist.models.selector import keyed_gumbel_noise, select_some
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 from lavit_dist.observe.report.charts import histogram_figure
 
@@ -105,16 +106,8 @@ def look(tokenizer: VisualTokenizer, features: Tensor, *, quantize: bool) -> See
     if quantize:
         tokenized = tokenizer.tokenize_features(features, noise)
         return Seen(tokenized.keep_mask, tokenizer.reconstruct(tokenized.codes))
-    log_probs = tokenizer.selector(features)
-    keep_mask = select(log_probs, noise)
-    best = F.one_hot(log_probs[..., 0].argmax(-1), features.shape[1]).bool()
-    keep_mask = torch.where(keep_mask.any(-1, keepdim=True), keep_mask, best)
-    merged = tokenizer.merger(features, keep_mask.to(features.dtype))
-    unit = F.normalize(tokenizer.tokenizer_encoder.encode_task_layer(merged[keep_mask]).float(), dim=-1)
-    lengths = keep_mask.sum(-1)
-    packed = nn.utils.rnn.pad_sequence(list(unit.split(lengths.tolist())), batch_first=True)
-    there = torch.arange(packed.shape[1], device=lengths.device) < lengths[:, None]
-    return Seen(keep_mask, tokenizer.decoder(packed.to(features.dtype), there))
+    keep_mask = select_some(tokenizer.selector(features), noise)
+    return Seen(keep_mask, FeatureAutoencoder(tokenizer)(features, keep_mask=keep_mask, quantize=False).features)
 
 
 @contextmanager
