@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lavit_dist.config.base import load_config
@@ -78,9 +79,11 @@ class _Planner:
         folder: str = "",
         processes: int = 0,
         depends_on_outside: bool = False,
+        nested: Mapping[str, str | Path] = MappingProxyType({}),
         **settings: str | Path,
     ) -> Stage:
-        overrides = [f"run_dir={self.config.root / folder}", *(f"{key}={value}" for key, value in settings.items())]
+        values = {**settings, **nested}
+        overrides = [f"run_dir={self.config.root / folder}", *(f"{key}={value}" for key, value in values.items())]
         overrides += getattr(self.config.overrides, name)
         preset = Path(self.config.presets) / f"{name}.yaml"
         try:
@@ -168,8 +171,8 @@ def _plan(config: QuickstartConfig) -> list[Stage]:
             TrainTokenizerConfig,
             ["model"],
             folder="tokenizer",
-            pairs=pairs / "train",
             tower=tower,
+            nested={"images.shards": pairs / "train"},
         ),
         stage(
             "pretokenize",

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.generate import SamplingConfig
+from lavit_dist.config.images import MAX_PIXELS
 from lavit_dist.errors import check
 
 
@@ -47,7 +48,7 @@ class InspectTokenizerConfig:
     """Type of the U-Net's matrix products (autocast)."""
     batch_size: PositiveInt = 32
     """Pictures per forward pass."""
-    max_pixels: PositiveInt = 89_478_485
+    max_pixels: PositiveInt = MAX_PIXELS
     """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are passed over."""
     num_threads: PositiveInt | None = None
     """CPU threads; None leaves torch's choice."""
