@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from lavit_dist.config.model import CodebookConfig
 
+VECTORS_AT_A_TIME = 1024
+"""Vectors whose distances to all codes are held at a time: 64 MiB at 16,384 codes, whatever the number of images."""
+
 
 class Quantized(NamedTuple):
     """Codes of a set of vectors."""
@@ -46,8 +49,8 @@ class VectorQuantizer(nn.Module):
     def assign(self, unit: Tensor) -> Tensor:
         """Codes [vector] nearest to unit vectors [vector, dim]: arg-min of |z|^2 + |c|^2 - 2 z c, as released."""
         codebook = self.embedding.weight
-        distances = codebook.square().sum(-1) - 2 * unit @ codebook.t()
-        return distances.argmin(-1)
+        lengths = codebook.square().sum(-1)
+        return torch.cat([(lengths - 2 * part @ codebook.t()).argmin(-1) for part in unit.split(VECTORS_AT_A_TIME)])
 
     def statistics(self, quantized: Quantized) -> tuple[Tensor, Tensor]:
         """Hits [code] and sums of assigned unit vectors [code, dim]; sums over ranks of both are what `update` takes."""
