@@ -25,7 +25,11 @@ STAGE = "pretokenize"
 
 
 class PairEncoder:
-    """Encodes pairs with a frozen visual tokenizer, on the device that it is on. What a pair becomes depends on the pair alone."""
+    """Encodes pairs with a frozen visual tokenizer, on the device that it is on. What a pair becomes depends on the pair alone.
+
+    Images are batched as they come: the merger packs what they keep, so unlike images cost no padding. `freeze_for_inference` says
+    how far rounding lets an image have the same ids in any batch.
+    """
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lavit_dist.models.frozen_linear import FrozenLinear
+
 POLICY_EPS = 1e-6
 """Epsilon of the masked softmax in the released merger."""
 
@@ -26,11 +28,12 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1: nn.Linear | FrozenLinear = nn.Linear(width, hidden)
+        self.act: nn.Module = nn.GELU()
+        self.fc2: nn.Linear | FrozenLinear = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class SelfAttention(nn.Module):
@@ -78,7 +81,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     fp32: torch's backward pass in bf16 is several times slower there.
     """
     grouped = key.shape[1] != query.shape[1]
-    if query.device.type != "cpu" or not query.requires_grad:
+    on_cpu = query.device.type == "cpu"
+    if on_cpu and query.dtype == torch.bfloat16 and not (query.requires_grad or grouped or causal or mask is not None):
+        return _attend_by_image(query, key, value)
+    if not on_cpu or not query.requires_grad:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
     with torch.autocast("cpu", enabled=False):
         attended = F.scaled_dot_product_attention(
@@ -95,6 +101,18 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """The inverse of `split_heads`."""
     return x.transpose(1, 2).flatten(2)
+
+
+@torch.compiler.disable
+def _attend_by_image(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """In bf16 on a CPU, at a few hundred positions, two products whose scores stay in the cache are over twice as fast as the kernel."""
+    scale = query.shape[-1] ** -0.5
+    none = query.new_zeros(1, 1, 1)
+    outputs = []
+    for of_query, of_key, of_value in zip(query, key, value, strict=True):
+        scores = torch.baddbmm(none, of_query, of_key.transpose(-2, -1), beta=0, alpha=scale)
+        outputs.append(scores.softmax(-1) @ of_value)
+    return torch.stack(outputs)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

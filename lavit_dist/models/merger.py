@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -89,8 +91,9 @@ class TokenMerger(nn.Module):
         x = features[keep_mask]
         if not len(x):
             return self.norm(x)
-        memory = PackedMemory.of(self.ln_vision(features), keep_mask)
-        for block in self.blocks:
-            assert isinstance(block, MergerBlock)
+        blocks = cast("list[MergerBlock]", list(self.blocks))
+        # In the layers' own precision once, rather than in every block.
+        memory = PackedMemory.of(self.ln_vision(features).to(blocks[0].token_cross_attn.key.weight.dtype), keep_mask)
+        for block in blocks:
             x = block.merge_kept(x, memory)
         return self.norm(x)

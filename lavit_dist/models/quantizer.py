@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lavit_dist.config.model import CodebookConfig
 
-VECTORS_AT_A_TIME = 8192
-"""Vectors whose distances to all codes are held at a time by k-means: half a gigabyte at 16,384 codes."""
+VECTORS_AT_A_TIME = 1024
+"""Vectors whose distances to all codes are held at a time: 64 MiB at 16,384 codes, whatever the number of images."""
 
 
 class Quantized(NamedTuple):
@@ -54,8 +54,8 @@ class VectorQuantizer(nn.Module):
         """Codes [vector] nearest to unit vectors [vector, dim]: arg-min of |z|^2 + |c|^2 - 2 z c, as released."""
         with torch.autocast(unit.device.type, enabled=False):
             codebook = self.embedding.weight
-            distances = codebook.square().sum(-1) - 2 * unit @ codebook.t()
-            return distances.argmin(-1)
+            lengths = codebook.square().sum(-1)
+            return torch.cat([(lengths - 2 * part @ codebook.t()).argmin(-1) for part in unit.split(VECTORS_AT_A_TIME)])
 
     def statistics(self, unit: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Hits [code] and sums of unit vectors [code, dim] by the code they have; sums over ranks of both are what `update` takes."""

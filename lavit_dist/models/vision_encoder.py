@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lavit_dist.config.model import VisionEncoderConfig
 from lavit_dist.models.attention import Mlp, attention, merge_heads, split_heads
+from lavit_dist.models.frozen_linear import FrozenLinear
 
 
 class EvaAttention(nn.Module):
@@ -16,15 +17,21 @@ class EvaAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv: nn.Linear | FrozenLinear = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        query, key, value = (split_heads(part, self.heads) for part in F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1))
+        # A frozen layer holds the biases itself.
+        projected = F.linear(x, self.qkv.weight, self.qkv_bias) if self.qkv.bias is None else self.qkv(x)
+        query, key, value = (split_heads(part, self.heads) for part in projected.chunk(3, dim=-1))
         return self.proj(merge_heads(attention(query, key, value)))
+
+    @property
+    def qkv_bias(self) -> Tensor:
+        """The biases of queries, keys (none) and values in one, [3 x width]."""
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
 
 class EvaBlock(nn.Module):
@@ -50,7 +57,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, config.width, kernel_size=config.patch_size, stride=config.patch_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.proj(pixel_values).flatten(2).transpose(1, 2)
+        return self.proj(pixel_values.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
 
 
 class VisionEncoder(nn.Module):

@@ -98,13 +98,12 @@ class VisualTokenizer(nn.Module):
         return self.tokenize_features(self.encode(pixel_values), gumbel_noise)
 
     def tokenize_features(self, features: Tensor, gumbel_noise: Tensor | None, *, masked: bool = False) -> TokenizedImages:
-        """Codes of patch features [batch, patch, width].
+        """Codes of patch features [batch, patch, width]; `gumbel_noise` as in `choose`.
 
-        `gumbel_noise` [batch, patch, 2] makes the selection a sample, as the released code does; None takes the arg-max.
-        An image of which nothing would be kept keeps its most probable patch. `masked` runs the merger as released, on every
-        patch under masks, instead of on the kept ones alone (`TokenMerger.merge_kept`).
+        `masked` runs the merger as released, on every patch under masks, instead of on the kept ones alone
+        (`TokenMerger.merge_kept`).
         """
-        keep_mask = select_some(self.selector(features), gumbel_noise)
+        keep_mask = self.choose(features, gumbel_noise)
         merged = (
             self.merger(features, keep_mask.to(features.dtype))[keep_mask]
             if masked
@@ -112,6 +111,14 @@ class VisualTokenizer(nn.Module):
         )
         codes = self.quantizer.assign(F.normalize(self.tokenizer_encoder.encode_task_layer(merged).float(), dim=-1))
         return TokenizedImages(list(codes.split(keep_mask.sum(-1).tolist())), keep_mask)
+
+    def choose(self, features: Tensor, gumbel_noise: Tensor | None) -> Tensor:
+        """Which patches become tokens: bools [batch, patch], of patch features [batch, patch, width].
+
+        `gumbel_noise` [batch, patch, 2] makes the selection a sample, as the released code does; None takes the arg-max.
+        An image of which nothing would be kept keeps its most probable patch.
+        """
+        return select_some(self.selector(features), gumbel_noise)
 
     def pack(self, codes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Code vectors [batch, token, dim] padded to the longest image, and the bools [batch, token] that say which are there."""

@@ -1,5 +1,6 @@
 """From tars to documents: one per caption, the same in any batch, and every bad sample written down."""
 
+import copy
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from lavit_dist.config.model import (
 from lavit_dist.data.id_shard import IMAGE, TEXT
 from lavit_dist.data.pair_encoder import PairEncoder
 from lavit_dist.data.text_tokenizer import train_text_tokenizer
+from lavit_dist.models.inference import freeze_for_inference
 from lavit_dist.models.initialisation import initialise
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 
@@ -94,9 +96,26 @@ def test_bad_samples_are_written_down_with_their_reason(visual, text, tar):
 
 
 @pytest.mark.parametrize("seed", [0, None])
-def test_batches_and_threads_change_nothing(visual, text, tar, seed):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_batches_and_threads_change_nothing(visual, text, tar, seed, frozen):
+    if frozen:
+        visual = freeze_for_inference(copy.deepcopy(visual))
     whole = encoder(visual, text, seed=seed, batch_size=16).encode(tar)
-    assert encoder(visual, text, seed=seed, batch_size=3, decode_threads=3).encode(tar) == whole
+    for batch_size in (1, 3):
+        assert encoder(visual, text, seed=seed, batch_size=batch_size, decode_threads=3).encode(tar) == whole
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_order_changes_nothing(visual, text, jpeg, write_tar, frozen):
+    if frozen:
+        visual = freeze_for_inference(copy.deepcopy(visual))
+    pairs = [[(f"k{i}.jpg", jpeg((15 * i, 200 - 9 * i, 80))), (f"k{i}.txt", b"a red thing")] for i in range(16)]
+    encoded = []
+    for order in (range(16), np.random.default_rng(0).permutation(16)):
+        documents, _ = encoder(visual, text, batch_size=5).encode(write_tar([member for place in order for member in pairs[place]]))
+        encoded.append({document.key: (document.segments, document.keep_mask) for document in documents})
+    assert len(encoded[0]) == 16
+    assert encoded[0] == encoded[1]
 
 
 def test_the_seed_chooses_the_patches(visual, text, tar):
