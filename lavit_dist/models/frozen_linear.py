@@ -39,6 +39,11 @@ class FrozenLinear(nn.Module):
         return F.gelu(out) if self.activation == "gelu" else out
 
 
+def has_bf16_layers() -> bool:
+    """Whether this machine's CPU can run packed layers in bf16."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @torch.library.custom_op("lavit_dist::packed_linear", mutates_args=())
 def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, activation: str) -> Tensor:
     """`x` [..., in] to [..., out]. An operator of its own, since torch.compile can't look into a packed weight."""

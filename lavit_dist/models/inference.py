@@ -7,9 +7,10 @@ from torch import nn
 
 from lavit_dist.errors import UserError, check
 from lavit_dist.models.attention import Mlp
-from lavit_dist.models.frozen_linear import FrozenLinear
+from lavit_dist.models.frozen_linear import FrozenLinear, has_bf16_layers
 from lavit_dist.models.merger import MergerBlock
 from lavit_dist.models.selector import TokenSelector
+from lavit_dist.models.tokenizer_decoder import QueryDecoder
 from lavit_dist.models.vision_encoder import EvaAttention, EvaBlock
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 
@@ -19,8 +20,8 @@ def freeze_for_inference(
 ) -> VisualTokenizer:
     """Freezes `tokenizer` in place, on the device that it is on, and returns it. It can't be trained, moved or saved afterwards.
 
-    Linear and convolution layers compute in `dtype`, fp32 or bf16. Norms, residual sums, the selector and distances to codes stay in
-    fp32. In fp32 nothing but rounding changes. `compile_blocks` has torch.compile fuse what lies between the products of the
+    Linear and convolution layers compute in `dtype`, fp32 or bf16. Norms, residual sums, the selector, distances to codes and the
+    decoders stay in fp32. In fp32 nothing but rounding changes. `compile_blocks` has torch.compile fuse what lies between the products of the
     encoder's and the merger's blocks, for any batch size; the first batches then take a minute.
 
     On a CPU what becomes of an image does not depend on the images beside it, bit for bit: every product sums in an order that the
@@ -32,8 +33,8 @@ def freeze_for_inference(
     device = next(tokenizer.parameters()).device
     check(dtype in (torch.float32, torch.bfloat16), f"precision {dtype} is not one for inference; choose fp32 or bf16.")
     check(
-        dtype == torch.float32 or device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-        "precision bf16 needs a CPU with AVX-512, and this one has none; choose fp32.",
+        dtype == torch.float32 or device.type != "cpu" or has_bf16_layers(),
+        "precision bf16 is set, but this CPU has no AVX-512, which it takes; choose fp32.",
     )
     if compile_blocks:
         _check_compiler(device)
@@ -49,7 +50,7 @@ def freeze_for_inference(
 
 
 def _freeze(module: nn.Module, dtype: torch.dtype) -> None:
-    if isinstance(module, TokenSelector):
+    if isinstance(module, TokenSelector | QueryDecoder):
         dtype = torch.float32
     elif isinstance(module, EvaAttention):
         module.qkv = FrozenLinear(module.qkv.weight, module.qkv_bias, dtype)

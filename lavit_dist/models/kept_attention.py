@@ -88,7 +88,8 @@ def _variable_length(query: Tensor, key: Tensor, value: Tensor, queries: list[in
     from torch.nn.attention.varlen import varlen_attn
 
     channels = query.shape[-1]
-    query, key, value = (F.pad(of, (0, -channels % 8)) for of in (query, key, value))  # the kernel takes multiples of 8
+    if channels % 8:  # the kernel takes multiples of 8
+        query, key, value = (F.pad(of, (0, -channels % 8)) for of in (query, key, value))
     query_ends, key_ends = (
         F.pad(torch.tensor(counts, dtype=torch.int32, device=query.device).cumsum(0, dtype=torch.int32), (1, 0))
         for counts in (queries, keys)

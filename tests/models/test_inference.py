@@ -18,7 +18,7 @@ from lavit_dist.config.model import (
     VisualTokenizerConfig,
 )
 from lavit_dist.errors import UserError
-from lavit_dist.models.frozen_linear import FrozenLinear
+from lavit_dist.models.frozen_linear import FrozenLinear, has_bf16_layers
 from lavit_dist.models.inference import freeze_for_inference
 from lavit_dist.models.initialisation import initialise
 from lavit_dist.models.quantizer import VECTORS_AT_A_TIME
@@ -32,7 +32,7 @@ CONFIG = VisualTokenizerConfig(
     codebook=CodebookConfig(size=64, dim=8),
     decoder=TokenizerDecoderConfig(depth=1, heads=4, mlp_hidden=64, unet_dim=16),
 )
-bf16_only = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no AVX-512")
+bf16_only = pytest.mark.skipif(not has_bf16_layers(), reason="this CPU has no AVX-512")
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,8 @@ def test_in_bf16_it_is_near_and_selects_in_fp32(tokenizer, pixels, noise):
     keep_mask = tokenizer.tokenize(pixels, noise).keep_mask
     merged = frozen.merger.merge_kept(features, keep_mask)
     assert difference(merged, tokenizer.merger.merge_kept(features, keep_mask)) < 0.05
+    codes = [torch.arange(5), torch.arange(2)]
+    assert difference(frozen.reconstruct(codes), tokenizer.reconstruct(codes)) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=bf16_only)])
