@@ -32,6 +32,7 @@ from lavit_dist.data.splits import list_splits
 from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.engine.run_folder import RunFolder
 from lavit_dist.files import sha256
+from lavit_dist.models.inference import freeze_for_inference
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.parallel.ray_jobs import Outcome, ray_cluster, run_jobs
 
@@ -90,7 +91,7 @@ def describe_encoding(config: PretokenizeConfig) -> Encoding:
         visual_tokenizer=tokenizer_digest(config.tokenizer),
         text_tokenizer=text.digest,
         preprocessing=_digest(size=visual.encoder.image_size, resize="bicubic squash", mean=IMAGE_MEAN, std=IMAGE_STD),
-        settings=_digest(seed=config.seed, selection=config.selection, max_pixels=config.max_pixels),
+        settings=_digest(seed=config.seed, selection=config.selection, max_pixels=config.max_pixels, precision=config.precision),
         text_vocab_size=text.vocab_size,
         codebook_size=visual.codebook.size,
     )
@@ -121,7 +122,11 @@ class PretokenizeWorker:
         torch.set_num_threads(config.ray.cpus_per_actor)
         device = "cuda" if config.ray.gpus_per_actor else "cpu"
         self.encoder = PairEncoder(
-            load_visual_tokenizer(config.tokenizer).to(device),
+            freeze_for_inference(
+                load_visual_tokenizer(config.tokenizer).to(device),
+                dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+                compile_blocks=config.compile,
+            ),
             TextTokenizer.load(config.text_tokenizer),
             seed=config.seed if config.selection == "gumbel" else None,
             batch_size=config.batch_size,

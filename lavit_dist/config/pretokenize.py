@@ -30,6 +30,10 @@ class PretokenizeConfig:
     """Tars that make one id shard: 16 tars of 10,000 pairs give about 40 MB."""
     batch_size: int = 64
     """Images in one forward pass."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What matrices are multiplied in. bf16 is faster and gives other ids to a few tokens, so ids of either are another set."""
+    compile: bool = False
+    """Let torch.compile fuse the blocks of tower and merger, which costs each process a minute at its start and needs a C++ compiler."""
     max_pixels: int = MAX_PIXELS
     """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are quarantined."""
     verify_inputs: bool = True

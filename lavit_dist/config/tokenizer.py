@@ -30,7 +30,7 @@ class PhaseConfig:
     """The parts that learn; the others stay as they are."""
     quantize: bool
     """Whether the decoder reads codes; False gives it the unit vectors before quantization."""
-    selection: Literal["sample", "arg_max", "random"] = "sample"
+    selection: Literal["gumbel", "argmax", "random"] = "gumbel"
     """How patches are kept: the selector's Gumbel samples, as released; its arg-max; or at random at the target keep ratio."""
     selector_signal: Literal["straight_through", "reconstruction_error"] = "straight_through"
     """What a selector that learns does so from. `straight_through` is Eq. 1's gradient and Eq. 4's rate term, as in the paper; in a few
@@ -200,8 +200,8 @@ def _check_phase(name: str, phase: PhaseConfig) -> None:
         f"{label}.train names the codebook, but {label}.quantize is false; switch the quantizer on, or leave the codebook out.",
     )
     check(
-        not phase.straight_through or phase.selection == "sample",
-        f"{label}.selection {phase.selection} lets no gradient reach the selector; choose selection: sample, or"
+        not phase.straight_through or phase.selection == "gumbel",
+        f"{label}.selection {phase.selection} lets no gradient reach the selector; choose selection: gumbel, or"
         " selector_signal: reconstruction_error, or take the selector out of train.",
     )
     check(

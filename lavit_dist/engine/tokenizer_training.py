@@ -207,7 +207,7 @@ class TokenizerTraining:
             features.append((batch.positions, self._encode(batch.keys, batch.pixel_values)))
         if settings.calibrate_selector:
             log_probs = gather(torch.cat([self.model.selector(of_batch) for _, of_batch in features]))
-            self.model.selector.calibrate(log_probs, config.rate.keep_ratio, sampled=settings.selection != "arg_max")
+            self.model.selector.calibrate(log_probs, config.rate.keep_ratio, sampled=settings.selection != "argmax")
         if initialise:
             vectors: list[TokenVectors] = []
             for index, (positions, of_batch) in enumerate(features):
@@ -241,7 +241,7 @@ class TokenizerTraining:
             ratio = self.config.rate.keep_ratio
             mask = select_some(features.new_tensor([ratio, 1 - ratio]).log().expand_as(noise), noise)
         else:
-            mask = select_some(self.model.selector(features), noise if settings.selection == "sample" else None)
+            mask = select_some(self.model.selector(features), noise if settings.selection == "gumbel" else None)
         return MicroBatch(positions, features, noise, mask)
 
     def _forward(self, batch: MicroBatch, step: int, phase: Phase) -> Reconstruction:

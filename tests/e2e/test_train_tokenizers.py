@@ -138,7 +138,7 @@ def by_ranks(settings, repo_root, tmp_path_factory) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("overrides", "tolerance"),
     [
-        (("optimizer.name=adamw", "phases.selection.selection=sample", "phases.selection.selector_signal=straight_through"), 1e-5),
+        (("optimizer.name=adamw", "phases.selection.selection=gumbel", "phases.selection.selector_signal=straight_through"), 1e-5),
         (("optimizer.name=adamw",), 1e-5),
         (("optimizer.name=muon",), 1e-2),
     ],
