@@ -1,4 +1,4 @@
-"""deepspeed launcher/train_tokenizer.py --config configs/quickstart/tokenizer.yaml run_dir=… pairs=…"""
+"""deepspeed launcher/train_tokenizer.py --config configs/quickstart/tokenizer.yaml run_dir=… tower=… images.shards=…"""
 
 from lavit_dist.config.command_line import run_entry_point
 from lavit_dist.config.tokenizer import TrainTokenizerConfig

@@ -19,6 +19,7 @@ from lavit_dist.engine.codebook import CodebookLearner, TokenVectors
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache
 from lavit_dist.engine.token_counts import TokenCounts
+from lavit_dist.engine.tokenizer_phases import Phase, gumbel_temperature, phase_of, phases_of
 from lavit_dist.models.autoencoder import FeatureAutoencoder, Reconstruction
 from lavit_dist.models.selector import keyed_gumbel_noise, select_some
 from lavit_dist.models.tokenizer_losses import (
@@ -36,14 +37,6 @@ logger = logging.getLogger(__name__)
 PHASE_FILE = "phase.json"
 THRESHOLD_DECAY = 0.8
 """Weight of the past in the error above which a dropped patch should have been kept; it falls quickly at first."""
-
-
-class Phase(NamedTuple):
-    """A phase of a run, and the optimizer step that it starts at."""
-
-    name: str
-    config: PhaseConfig
-    first_step: int
 
 
 class MicroBatch(NamedTuple):
@@ -230,8 +223,13 @@ class TokenizerTraining:
             yield self._micro_batch(f"step/{step}", batch.positions[part], features[part], settings)
 
     def _encode(self, keys: Sequence[str], pixel_values: Tensor) -> Tensor:
-        with matmul_precision(self.config.precision):
-            return self.features(keys, pixel_values.to(device())).float()
+        """Frozen features [image, patch, width] in fp32; the tower sees a micro-batch at a time."""
+        parts = []
+        for start in range(0, len(keys), self.micro_batch_size):
+            part = slice(start, start + self.micro_batch_size)
+            with matmul_precision(self.config.precision):
+                parts.append(self.features(keys[part], pixel_values[part].to(device())).float())
+        return torch.cat(parts)
 
     @torch.no_grad()
     def _micro_batch(self, moment: str, positions: list[int], features: Tensor, settings: PhaseConfig) -> MicroBatch:
@@ -287,23 +285,3 @@ class TokenizerTraining:
         now = error_quantile(every[~kept], self.config.rate.keep_ratio)
         before = now if self.error_threshold is None else self.error_threshold
         self.error_threshold = THRESHOLD_DECAY * before + (1 - THRESHOLD_DECAY) * now
-
-
-def phases_of(config: TrainTokenizerConfig) -> Iterator[Phase]:
-    """The phases with their first steps."""
-    first = 0
-    for name, settings in config.schedule.items():
-        yield Phase(name, settings, first)
-        first += settings.steps
-
-
-def phase_of(config: TrainTokenizerConfig, step: int) -> Phase:
-    """The phase that optimizer step `step` (from 0) belongs to."""
-    return [phase for phase in phases_of(config) if phase.first_step <= step][-1]
-
-
-def gumbel_temperature(settings: PhaseConfig, step: int) -> float:
-    """The temperature of Eq. 1 at step `step` (from 0) of a phase: geometric from the first to the final one."""
-    final = settings.final_gumbel_temperature or settings.gumbel_temperature
-    progress = min(1.0, step / max(1, settings.steps - 1))
-    return float(settings.gumbel_temperature * (final / settings.gumbel_temperature) ** progress)
