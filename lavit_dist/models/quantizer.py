@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lavit_dist.config.model import CodebookConfig
 
-VECTORS_AT_A_TIME = 1024
-"""Vectors whose distances to all codes are held at a time: 64 MiB at 16,384 codes, whatever the number of images."""
+VECTORS_AT_A_TIME = 256
+"""Vectors whose distances to all codes are held at a time: 16 MiB at 16,384 codes, which caches hold."""
 
 
 class Quantized(NamedTuple):
