@@ -54,7 +54,7 @@ class Ours:
         with clock.stage("merger"):
             merged = tokenizer.merger.merge_kept(features, keep_mask)
         with clock.stage("quantizer"):
-            codes = tokenizer.quantizer(tokenizer.tokenizer_encoder.encode_task_layer(merged)).codes
+            codes = tokenizer.codes_of(merged)
             vectors = tokenizer.quantizer.embedding(codes)
         return Tokens(features, keep_mask, codes, vectors)
 

@@ -144,13 +144,15 @@ def fresh_images(config: TrainTokenizerConfig, tars: Path) -> Iterator[tuple[lis
 def objects_correlation(tars: Path, scores: TokenizerScores) -> float | None:
     """How tokens follow the number of objects; None where the pairs don't tell."""
     objects = {
-        f"{tar.stem}/{pair.key}": len(pair.metadata["objects"])
+        f"{tar.name}/{pair.key}": len(pair.metadata["objects"])
         for tar in list_shards(tars)
         for pair in read_pairs(tar)[0]
         if "objects" in pair.metadata
     }
-    keys = [key for key in scores.tokens_by_key if key in objects]
-    return spearman([scores.tokens_by_key[key] for key in keys], [objects[key] for key in keys]) if keys else None
+    if not objects:
+        return None
+    tokens = scores.tokens_by_key
+    return spearman(list(tokens.values()), [objects[key] for key in tokens])
 
 
 def markdown(data: str, rows: Sequence[Row]) -> str:

@@ -4,6 +4,9 @@ python launcher/verify.py reference FOLDER
     compares what this code computes with the weights in FOLDER with the reference vectors there: config.json,
     vectors.safetensors, visual_tokenizer/ in the released layout, and where there are some, state_dict_keys.txt and SHA256SUMS
 
+What no vector depends on (a tower's norm and head, the bias of attention's keys, codes that no image has) is covered only in a set that
+is known here, or by SHA256SUMS; notes under the table say what is left.
+
 Exit code 0: all equal. 1: something differs, or is missing. 2: FOLDER is no such folder.
 """
 

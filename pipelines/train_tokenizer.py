@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lavit_dist.checkpoint.official import (
     load_vision_encoder,
@@ -45,36 +48,70 @@ def run(config: TrainTokenizerConfig) -> None:
         return
     _check_batch(config, world_size())
     tokenizer = _tokenizer(config)
-    images = _open_images(config, batch_size=config.global_batch_size, ranks=world_size())
+    images = open_images(
+        config.images,
+        image_size=config.encoder.image_size,
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+        rank=rank(),
+        world_size=world_size(),
+    )
+    pictures = _sheet_pictures(config)
 
     init_distributed(config.num_threads)
     folder.open(config)
-    training = TokenizerTraining(config, tokenizer, images, _feature_cache(config, tokenizer))
+    training = TokenizerTraining(config, tokenizer, images, _feature_cache(config, tokenizer, images))
     run_training(
         training,
         total_steps=config.total_steps,
         store=CheckpointStore(folder.checkpoints),
         checkpoint=config.checkpoint,
-        callbacks=[MetricsCallback(folder.root, config.logging), *_watchers(config, training)],
+        callbacks=[MetricsCallback(folder.root, config.logging), *_watchers(config, training, pictures)],
     )
+    training.write_quarantine()
     images.close()
     folder.publish(lambda out: save_visual_tokenizer(training.product(), out))
 
 
-def _feature_cache(config: TrainTokenizerConfig, tokenizer: VisualTokenizer) -> FeatureCache:
+def _feature_cache(config: TrainTokenizerConfig, tokenizer: VisualTokenizer, images: ImageBatches) -> FeatureCache:
     """Features of the frozen tower, remembered within the budgets."""
-    disk = config.feature_disk_bytes
+    augmentation = config.images.augmentation
+    repeats = not augmentation.on or augmentation.views is not None
+    if not repeats and (config.feature_cache_bytes or config.feature_disk_bytes):
+        logger.info("features are not cached, since no view of an image comes twice; images.augmentation.views would bound them")
+    disk = config.feature_disk_bytes if repeats else 0
+    names = json.dumps(images.state_dict()["fingerprint"], sort_keys=True)
     return FeatureCache(
         lambda _, pixel_values: tokenizer.encode(pixel_values),
-        memory_bytes=config.feature_cache_bytes,
+        memory_bytes=config.feature_cache_bytes if repeats else 0,
         disk_bytes=disk,
         folder=(config.feature_folder or Path(config.run_dir) / "features") if disk else None,
-        digest=f"{vision_encoder_digest(config.tower, config.encoder)} {config.precision} {config.seed}" if disk else "",
+        digest=f"{vision_encoder_digest(config.tower, config.encoder)} {config.precision} {names}" if disk else "",
         dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
     )
 
 
-def _watchers(config: TrainTokenizerConfig, training: TokenizerTraining) -> list[Callback]:
+def _sheet_pictures(config: TrainTokenizerConfig) -> tuple[Tensor, Tensor] | None:
+    """The pictures of the sample sheets and those of their bank, [image, 3, H, W] each, on rank 0 where sheets are wanted."""
+    health = config.health
+    if not health.sheet_every_steps or rank() != 0:
+        return None
+    images = open_images(
+        dataclasses.replace(config.images, streams=1, prefetch_batches=1),
+        image_size=config.encoder.image_size,
+        global_batch_size=health.sheet_images + health.sheet_bank_images,
+        seed=config.seed,
+        rank=0,
+        world_size=1,
+    )
+    try:
+        shown, bank = images.next().pixel_values.split([health.sheet_images, health.sheet_bank_images])
+    finally:
+        images.close()
+    return shown, bank
+
+
+def _watchers(config: TrainTokenizerConfig, training: TokenizerTraining, pictures: tuple[Tensor, Tensor] | None) -> list[Callback]:
     """What looks after the tokenizer's health."""
     health = config.health
     setup = Setup(
@@ -84,27 +121,14 @@ def _watchers(config: TrainTokenizerConfig, training: TokenizerTraining) -> list
         images_may_differ=config.rate.per != "image",
     )
     watchers: list[Callback] = [CollapseDetector(health.collapse, setup)]
-    if health.sheet_every_steps and rank() == 0:
-        count = health.sheet_images + health.sheet_bank_images
-        pixel_values = _open_images(config, batch_size=count).next().pixel_values
-        shown, bank = pixel_values.split([health.sheet_images, health.sheet_bank_images])
+    if pictures is not None:
+        shown, bank = pictures
         watchers.append(
             SampleSheetCallback(
                 Path(config.run_dir), health.sheet_every_steps, training.tokenizer, shown, bank, training.token_counts
             )
         )
     return watchers
-
-
-def _open_images(config: TrainTokenizerConfig, *, batch_size: int, ranks: int = 1) -> ImageBatches:
-    return open_images(
-        config.images,
-        image_size=config.encoder.image_size,
-        global_batch_size=batch_size,
-        seed=config.seed,
-        rank=rank() % ranks,
-        world_size=ranks,
-    )
 
 
 def _tokenizer(config: TrainTokenizerConfig) -> VisualTokenizer:
@@ -115,7 +139,8 @@ def _tokenizer(config: TrainTokenizerConfig) -> VisualTokenizer:
         tokenizer = VisualTokenizer(config.model)
         initialise(tokenizer)
     else:
-        tokenizer = load_visual_tokenizer(config.initial)
+        tokenizer = load_visual_tokenizer(config.initial, config=config.model)
+        tokenizer.highres_decoder = tokenizer.understanding = None  # they belong to the codes and the merger as they were
     tokenizer.encoder = encoder
     return tokenizer
 

@@ -96,7 +96,9 @@ class TensorFile:
 
     def _map_bin(self) -> dict[str, Tensor]:
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+            # Files of before torch 1.6 are no archives and can't be mapped.
+            mapped = zipfile.is_zipfile(self.path)
+            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
             raise UserError(f"{self.path} is not a file of plain tensors ({_one_line(error)}); replace it.") from error
         for wrapper in self.wrappers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from itertools import pairwise
 from typing import Annotated, Literal, get_args
 
@@ -46,7 +47,7 @@ class PhaseConfig:
     """Temperature at the last step, approached geometrically; None keeps the first."""
     learning_rate_scale: PositiveFloat = 1.0
     """Factor of every peak learning rate."""
-    part_learning_rate_scales: dict[Part, PositiveFloat] = Field(default_factory=dict)
+    part_learning_rate_scales: dict[Part, PositiveFloat] = field(default_factory=dict)
     """Further factors by part."""
     schedule: Literal["cosine", "constant"] | None = None
     """Shape of the decay; None takes `optimizer.schedule`."""
@@ -115,7 +116,7 @@ class TrainTokenizerConfig:
     merger: MergerConfig = MergerConfig()
     codebook: CodebookConfig = CodebookConfig()
     decoder: TokenizerDecoderConfig = TokenizerDecoderConfig()
-    phases: dict[str, PhaseConfig | None] = Field(default_factory=default_phases)
+    phases: dict[str, PhaseConfig | None] = field(default_factory=default_phases)
     """The phases by name, in their order; `name: null` leaves one of the base file out."""
     rate: RateConfig = RateConfig()
     seed: Seed = 0
@@ -137,9 +138,9 @@ class TrainTokenizerConfig:
     feature_cache_bytes: NonNegativeInt = 1 << 30
     """Memory per rank for the frozen features of images already seen, bytes."""
     feature_disk_bytes: NonNegativeInt = 0
-    """Disk space per rank for those that memory has no room for, bytes."""
+    """Disk space for them besides, bytes: the budget of the folder, which all ranks of a machine share. 0 keeps none on disk."""
     feature_folder: str | None = None
-    """Folder of the features on disk, which runs over the same images and tower may share; None is RUN_DIR/features."""
+    """Folder of the features on disk, which runs over the same tars and tower may share; None is RUN_DIR/features."""
     optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.99), eps=1e-6, weight_decay=0.001, warmup_steps=500)
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -179,6 +180,10 @@ class TrainTokenizerConfig:
         check(bool(phases), "phases holds no phase; give at least one, such as those of configs/lavit-7b/tokenizer.yaml.")
         for name, phase in phases.items():
             _check_phase(name, phase)
+            check(
+                set(phase.train) != {"codebook"} or self.codebook.learning == "gradient",
+                f"phases.{name}.train names the codebook alone, which no gradient moves; name another part too, such as the decoder.",
+            )
         for (before, first), (after, second) in pairwise(phases.items()):
             check(
                 second.quantize or not first.quantize,
@@ -188,6 +193,11 @@ class TrainTokenizerConfig:
             self.optimizer.name != "muon" or self.zero_stage == 0,
             f"zero_stage {self.zero_stage} keeps flat pieces of the weights, of which Muon can't see that they were matrices;"
             " set zero_stage=0, or optimizer.name=adamw.",
+        )
+        check(
+            self.codebook.learning == "ema" or self.zero_stage == 0,
+            f"zero_stage {self.zero_stage} keeps its own copy of codes that learn by gradient, and would undo their coming back to unit"
+            " length; set zero_stage=0, or codebook.learning=ema.",
         )
 
 

@@ -37,7 +37,8 @@ class AveragedWeights(Generic[Module]):
         decay = min(self.decay, (1 + step) / (WARMUP + step))
         pairs = list(zip(self.averaged.parameters(), self.module.parameters(), strict=True))
         moving = [(mean, value.detach()) for mean, value in pairs if value.requires_grad]
-        torch._foreach_lerp_([mean for mean, _ in moving], [value for _, value in moving], 1 - decay)
+        if moving:
+            torch._foreach_lerp_([mean for mean, _ in moving], [value for _, value in moving], 1 - decay)
         for mean, value in pairs:
             if not value.requires_grad:
                 mean.copy_(value)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lavit_dist.data.hashing import stable_hash
-from lavit_dist.models.quantizer import VectorQuantizer
+from lavit_dist.models.quantizer import VectorQuantizer, perplexity
 from lavit_dist.parallel.distributed import gather_rows, rank, world_size
 
 
@@ -69,9 +69,8 @@ class CodebookLearner:
             if len(dead):
                 revived = self.quantizer.revive(dead, self._candidates(step, len(dead)))
         self.clear()
-        share = counts / counts.sum()
         return {
-            "perplexity": torch.special.entr(share).sum().exp().item(),
+            "perplexity": perplexity(counts),
             "codes_used": (self.last_hit > step - self.usage_window).float().mean().item(),
             "codes_revived": float(revived),
         }
@@ -98,14 +97,18 @@ class CodebookLearner:
     def _candidates(self, step: int, count: int) -> Tensor:
         """Up to `count` of the step's vectors [candidate, dim], drawn from all ranks' tokens alike whatever their number."""
         draws = [
-            torch.rand(len(image.unit), generator=torch.Generator().manual_seed(_seed(self.seed, step, image.position)))
+            torch.rand(
+                len(image.unit),
+                dtype=torch.float64,
+                generator=torch.Generator().manual_seed(_seed(self.seed, step, image.position)),
+            )
             for image in self.images
         ]
-        draw = torch.cat(draws).to(self.sums)
+        draw = torch.cat(draws).to(self.sums.device)
         unit = torch.cat([image.unit for image in self.images])
         order = draw.argsort()[:count]
-        drawn = gather_rows(torch.cat([draw[order, None], unit[order].to(self.sums)], dim=-1))
-        return drawn[drawn[:, 0].argsort()[:count], 1:]
+        drawn = gather_rows(torch.cat([draw[order, None], unit[order].double()], dim=-1))
+        return drawn[drawn[:, 0].argsort()[:count], 1:].to(self.sums)
 
 
 def _seed(seed: int, step: int, position: int) -> int:

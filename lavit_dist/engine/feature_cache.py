@@ -64,9 +64,14 @@ class FeatureCache:
             parts.append(torch.stack(list(known.values())).to(pixel_values))
         if unknown:
             fresh = self.encode([keys[place] for place in unknown], pixel_values[unknown]).to(self.dtype)
-            self._remember({keys[place]: features for place, features in zip(unknown, fresh.cpu(), strict=True)})
+            if self._wants_more:
+                self._remember({keys[place]: features for place, features in zip(unknown, fresh.cpu(), strict=True)})
             parts.append(fresh.to(pixel_values))
         return torch.cat(parts)[torch.tensor(order, device=pixel_values.device).argsort()]
+
+    @property
+    def _wants_more(self) -> bool:
+        return self._room > 0 or (self._store is not None and not self._store.full)
 
     def _remembered(self, keys: Sequence[str]) -> dict[int, Tensor]:
         """Features [patch, width] by place in the batch."""
@@ -84,6 +89,10 @@ class FeatureCache:
 
     def _keep(self, features: dict[str, Tensor]) -> None:
         for key, value in features.items():
-            if key not in self._memory and value.nbytes <= self._room:
-                self._room -= value.nbytes
-                self._memory[key] = value.clone()  # a view would hold the whole batch
+            if key in self._memory:
+                continue
+            if value.nbytes > self._room:
+                self._room = 0  # all features are of one size
+                return
+            self._room -= value.nbytes
+            self._memory[key] = value.clone()  # a view would hold the whole batch

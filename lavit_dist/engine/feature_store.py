@@ -77,6 +77,11 @@ class FeatureStore:
                 del self._slots[_hash(key)]
         return found
 
+    @property
+    def full(self) -> bool:
+        """Whether nothing more will be stored."""
+        return self._closed
+
     def put(self, features: Mapping[str, Tensor]) -> None:
         """Adds features, as many as there is room for; those that are there already stay."""
         if self._closed or not features:
@@ -95,6 +100,7 @@ class FeatureStore:
         """Writes a record and then its entry; False when there is no room."""
         record = features.to(self.dtype).contiguous().view(torch.uint8).numpy().reshape(-1).data
         if (self._entries + 1) * (len(record) + ENTRY.size) > self.budget:
+            self._closed = True
             return False
         entry = struct.pack("<16sI", key, zlib.crc32(record))
         entry += struct.pack("<I", zlib.crc32(entry))

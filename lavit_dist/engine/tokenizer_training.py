@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lavit_dist.config.tokenizer import PhaseConfig, TrainTokenizerConfig
 from lavit_dist.data.image_batches import ImageBatches, merge_states
+from lavit_dist.data.quarantine import write_quarantine
 from lavit_dist.engine.averaged_weights import AveragedWeights
 from lavit_dist.engine.codebook import CodebookLearner, TokenVectors
 from lavit_dist.engine.data_parallel import DataParallelEngine
@@ -31,7 +32,7 @@ from lavit_dist.models.tokenizer_losses import (
     reconstruction_error,
 )
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
-from lavit_dist.parallel.distributed import device, gather, gather_objects, matmul_precision, mean_over_ranks, world_size
+from lavit_dist.parallel.distributed import device, gather, gather_objects, matmul_precision, mean_over_ranks, rank, world_size
 
 logger = logging.getLogger(__name__)
 PHASE_FILE = "phase.json"
@@ -79,8 +80,8 @@ class TokenizerTraining:
     def train_step(self, step: int) -> Mapping[str, float]:
         phase = phase_of(self.config, step)
         if self.phase != phase:
-            self._enter(phase)
             self._prepare(phase)
+            self._enter(phase)
         waited = self.images.wait_seconds
         batches = list(self._read(step, phase.config))
         waited = self.images.wait_seconds - waited
@@ -88,9 +89,14 @@ class TokenizerTraining:
         figures: dict[str, Tensor] = {}
         every = self.config.health.continuous_every_steps
         if phase.config.quantize and every and step % every == 0:
-            figures["continuous_reconstruction_loss"] = torch.stack([self._continuous_loss(batch) for batch in batches]).mean()
-        figures |= self._backward(batches, step, phase, keep_ratios.mean())
-        metrics = mean_over_ranks({name: value.item() for name, value in figures.items()})
+            figures["continuous_reconstruction_loss"] = torch.stack(
+                [self._continuous_error(batch).mean() for batch in batches]
+            ).mean()
+        if self._guided(phase.config) and self.error_threshold is None:
+            errors = [self._continuous_error(batch).cpu() for batch in batches]
+            self._move_threshold(torch.cat(errors), torch.cat([batch.keep_mask.cpu() for batch in batches]))
+        figures |= self._backward(batches, step, phase, keep_ratios.mean().item())
+        metrics = mean_over_ranks({name: value.item() for name, value in figures.items()} | {"data_wait_seconds": waited})
         metrics |= self._rate_figures(keep_ratios, batches[0].features.shape[1])
         metrics |= self.engine.step()
         if phase.config.quantize:
@@ -98,11 +104,11 @@ class TokenizerTraining:
         self.averages.update(step)
         return metrics | {
             "quantizing": float(phase.config.quantize),
+            "images_quarantined": float(sum(self.images.quarantined_counts.values())),
             "images": float(self.config.global_batch_size),
-            "data_wait_seconds": waited,
         }
 
-    def _backward(self, batches: Sequence[MicroBatch], step: int, phase: Phase, keep_ratio: Tensor) -> dict[str, Tensor]:
+    def _backward(self, batches: Sequence[MicroBatch], step: int, phase: Phase, keep_ratio: float) -> dict[str, Tensor]:
         """Gradients of all micro-batches, their vectors to the codebook, and each loss's mean over them."""
         figures: dict[str, list[Tensor]] = {}
         errors = []
@@ -127,9 +133,9 @@ class TokenizerTraining:
         self.token_counts.add(tokens.round())
         return {
             "keep_ratio": keep_ratios.mean().item(),
-            "keep_ratio_std": keep_ratios.std().item(),
+            "keep_ratio_std": keep_ratios.std(correction=0).item(),
             "tokens_per_image": tokens.mean().item(),
-            "tokens_per_image_std": tokens.std().item(),
+            "tokens_per_image_std": tokens.std(correction=0).item(),
         }
 
     def save(self, folder: Path) -> None:
@@ -140,6 +146,7 @@ class TokenizerTraining:
             "error_threshold": self.error_threshold,
             "images": merge_states(gather_objects(self.images.state_dict())),
         }
+        self.write_quarantine()
         (folder / PHASE_FILE).write_text(json.dumps({"phase": self.phase.name}))
         self.engine.save(folder, state)
 
@@ -152,9 +159,16 @@ class TokenizerTraining:
         self.error_threshold = state["error_threshold"]
         self.images.load_state_dict(state["images"])
 
+    def write_quarantine(self) -> None:
+        """Writes down this rank's images that couldn't be used: RUN_DIR/quarantine/rank-00000.jsonl."""
+        path = Path(self.config.run_dir) / "quarantine" / f"rank-{rank():05d}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_quarantine(path, self.images.quarantined.values())
+
     def product(self) -> VisualTokenizer:
         """The tokenizer to publish, with averaged weights where they are kept."""
         product = self.averages.product
+        product.quantizer.normalise()  # an average of unit vectors is shorter
         self.tokenizer.tokenizer_encoder, self.tokenizer.decoder = product.tokenizer_encoder, product.decoder
         return self.tokenizer
 
@@ -189,7 +203,10 @@ class TokenizerTraining:
 
     @torch.no_grad()
     def _prepare(self, phase: Phase) -> None:
-        """Calibrates the selector and initialises the codebook, where the phase starts with that, over the next batches."""
+        """Calibrates the selector and initialises the codebook, where the phase starts with that, over the next batches.
+
+        Before the phase's engine is made: under ZeRO that keeps a copy of the weights.
+        """
         config, settings = self.config, phase.config
         initialise = config.initialises_codebook(phase.name)
         if not settings.calibrate_selector and not initialise:
@@ -197,9 +214,9 @@ class TokenizerTraining:
         features = []
         for _ in range(config.kmeans_batches):
             batch = self.images.next()
-            features.append((batch.positions, self._encode(batch.keys, batch.pixel_values)))
+            features.append((batch.positions, self._encode(batch.keys, batch.pixel_values).cpu()))
         if settings.calibrate_selector:
-            log_probs = gather(torch.cat([self.model.selector(of_batch) for _, of_batch in features]))
+            log_probs = gather(torch.cat([self.model.selector(of_batch.to(device())) for _, of_batch in features]))
             self.model.selector.calibrate(log_probs, config.rate.keep_ratio, sampled=settings.selection != "argmax")
         if initialise:
             vectors: list[TokenVectors] = []
@@ -207,8 +224,9 @@ class TokenizerTraining:
                 places = [index * config.global_batch_size + position for position in positions]
                 for start in range(0, len(places), self.micro_batch_size):
                     part = slice(start, start + self.micro_batch_size)
-                    micro = self._micro_batch(f"kmeans/{phase.name}", places[part], of_batch[part], settings)
-                    out = self.engine.module(micro.features, keep_mask=micro.keep_mask, quantize=False)
+                    micro = self._micro_batch(f"kmeans/{phase.name}", places[part], of_batch[part].to(device()), settings)
+                    with matmul_precision(config.precision):
+                        out = self.model(micro.features, keep_mask=micro.keep_mask, quantize=False)
                     lengths = micro.keep_mask.sum(-1).tolist()
                     vectors += [TokenVectors(*each) for each in zip(places[part], out.unit.split(lengths), strict=True)]
             self.codebook.initialise(vectors, batches=config.kmeans_batches)
@@ -251,16 +269,17 @@ class TokenizerTraining:
         return self.engine.module(batch.features, keep_mask=batch.keep_mask, quantize=settings.quantize, with_log_probs=guided)
 
     def _losses(
-        self, batch: MicroBatch, out: Reconstruction, error: Tensor, settings: PhaseConfig, keep_ratio: Tensor
+        self, batch: MicroBatch, out: Reconstruction, error: Tensor, settings: PhaseConfig, keep_ratio: float
     ) -> dict[str, Tensor]:
         """The terms whose sum is minimised, by the names that they are reported under."""
         config = self.config
-        tokens = float(keep_ratio) * batch.keep_mask.numel()  # a micro-batch's share of those of the global batch
+        tokens = keep_ratio * batch.keep_mask.numel()  # a micro-batch's share of those of the global batch
         losses = {"reconstruction_loss": error.mean()}
         if settings.straight_through:
             losses["rate_loss"] = config.rate.weight * rate_loss(out.keep_mask, keep_ratio, config.rate)
-        elif self._guided(settings) and self.error_threshold is not None:
+        elif self._guided(settings):
             assert out.log_probs is not None
+            assert self.error_threshold is not None
             dropped = batch.keep_mask.numel() - tokens
             losses["selector_loss"] = guidance_loss(error, batch.keep_mask, out.log_probs, self.error_threshold, dropped)
         if out.quantized is not None:
@@ -271,17 +290,19 @@ class TokenizerTraining:
         return losses
 
     @torch.no_grad()
-    def _continuous_loss(self, batch: MicroBatch) -> Tensor:
-        """What the same images would lose without the quantizer."""
+    def _continuous_error(self, batch: MicroBatch) -> Tensor:
+        """What each patch of the images would lose without the quantizer, [image, patch]."""
         out = self.engine.module(batch.features, keep_mask=batch.keep_mask, quantize=False)
-        return reconstruction_error(batch.features, out.features).mean()
+        return reconstruction_error(batch.features, out.features)
 
     def _guided(self, settings: PhaseConfig) -> bool:
         return "selector" in settings.train and settings.selector_signal == "reconstruction_error"
 
     def _move_threshold(self, errors: Tensor, keep_mask: Tensor) -> None:
         """Follows the error that a share `keep_ratio` of all dropped patches lies above."""
-        every, kept = gather(errors), gather(keep_mask)
+        every, kept = gather(errors.to(device())), gather(keep_mask.to(device()))
+        if kept.all():
+            return
         now = error_quantile(every[~kept], self.config.rate.keep_ratio)
         before = now if self.error_threshold is None else self.error_threshold
         self.error_threshold = THRESHOLD_DECAY * before + (1 - THRESHOLD_DECAY) * now

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from lavit_dist.data.image import to_image
 from lavit_dist.evaluation.code_usage import CodeUsage
 from lavit_dist.evaluation.patch_bank import PatchBank
 from lavit_dist.models.selector import KEEP, keyed_gumbel_noise
+from lavit_dist.models.tokenizer_losses import reconstruction_error
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 
 BANK_PATCHES = 8192
@@ -80,7 +80,7 @@ class Inspector:
         noise = None if self.seed is None else keyed_gumbel_noise(keys, self.num_patches, self.seed).to(self.device)
         codes, keep_mask = self.tokenizer.tokenize_features(features, noise)
         rebuilt = self.tokenizer.reconstruct(codes)
-        errors = 1 - F.cosine_similarity(features.float(), rebuilt.float(), dim=-1)
+        errors = reconstruction_error(features, rebuilt)
         first = len(self.pictures)
         self.usage.add(codes, keep_mask, features)
         self.pictures += [to_image(picture) for picture in pixel_values]

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from lavit_dist.evaluation.patch_bank import PatchBank
 from lavit_dist.generation.contact_sheet import dim_dropped
 from lavit_dist.models.autoencoder import FeatureAutoencoder
 from lavit_dist.models.selector import keyed_gumbel_noise, select_some
+from lavit_dist.models.tokenizer_losses import reconstruction_error
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 from lavit_dist.observe.report.charts import histogram_figure
 
@@ -74,7 +74,7 @@ class SampleSheet:
 
     def arrange(self, seen: Seen, title: str, tokens: Sequence[int] = ()) -> Image.Image:
         """`draw`, of what has been seen already."""
-        errors = 1 - F.cosine_similarity(self.features.float(), seen.features.float(), dim=-1).cpu()
+        errors = reconstruction_error(self.features, seen.features).cpu()
         kept = seen.keep_mask.cpu()
         brightest = float(torch.quantile(errors.flatten(), BRIGHTEST))
         rebuilt = [to_image(picture) for picture in self.bank.mosaic(seen.features)]

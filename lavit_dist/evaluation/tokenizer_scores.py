@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lavit_dist.models.autoencoder import FeatureAutoencoder
+from lavit_dist.models.quantizer import perplexity
 from lavit_dist.models.selector import keyed_gumbel_noise, select_some
 from lavit_dist.models.tokenizer_losses import reconstruction_error
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
@@ -16,7 +17,7 @@ from lavit_dist.models.visual_tokenizer import VisualTokenizer
 
 @dataclass(frozen=True)
 class TokenizerScores:
-    """Means over images."""
+    """Means over images; one that comes twice counts twice."""
 
     images: int
     tokens: int
@@ -43,6 +44,7 @@ def score_tokenizer(
     size = tokenizer.config.codebook.size
     counts = torch.zeros(size, dtype=torch.int64)
     sums = {True: 0.0, False: 0.0}
+    images = 0
     tokens: dict[str, int] = {}
     for keys, pixel_values in batches:
         features = tokenizer.encode(pixel_values)
@@ -53,15 +55,15 @@ def score_tokenizer(
             sums[quantize] += reconstruction_error(features, out.features).mean(-1).sum().item()
             if out.quantized is not None:
                 counts += torch.bincount(out.quantized.codes, minlength=size).cpu()
+        images += len(keys)
         tokens |= dict(zip(keys, keep_mask.sum(-1).tolist(), strict=True))
-    share = counts / counts.sum()
     return TokenizerScores(
-        images=len(tokens),
+        images=images,
         tokens=int(counts.sum()),
-        reconstruction_loss=sums[True] / len(tokens),
-        continuous_reconstruction_loss=sums[False] / len(tokens),
-        keep_ratio=float(counts.sum()) / len(tokens) / tokenizer.config.encoder.num_patches,
+        reconstruction_loss=sums[True] / images,
+        continuous_reconstruction_loss=sums[False] / images,
+        keep_ratio=float(counts.sum()) / images / tokenizer.config.encoder.num_patches,
         codes_used=float((counts > 0).float().mean()),
-        perplexity=float(torch.special.entr(share).sum().exp()),
+        perplexity=perplexity(counts),
         tokens_by_key=tokens,
     )

@@ -92,7 +92,7 @@ class TokenMerger(nn.Module):
         if not len(x):
             return self.norm(x)
         blocks = cast("list[MergerBlock]", list(self.blocks))
-        # In the layers' own precision once, rather than in every block.
+        # Frozen layers of lower precision would convert it in every block.
         memory = PackedMemory.of(self.ln_vision(features).to(blocks[0].token_cross_attn.key.weight.dtype), keep_mask)
         for block in blocks:
             x = block.merge_kept(x, memory)

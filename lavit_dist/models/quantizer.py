@@ -25,6 +25,11 @@ class Quantized(NamedTuple):
     """[token, dim], the codes' vectors, with a gradient where the codebook learns by one."""
 
 
+def perplexity(counts: Tensor) -> float:
+    """exp of the entropy of codes that were hit `counts` [code] times; the number of codes if all were hit alike."""
+    return float(torch.special.entr(counts / counts.sum()).sum().exp())
+
+
 class VectorQuantizer(nn.Module):
     """Nearest code by cosine. The codebook follows moving averages (`update`), or gradients where its weight requires them."""
 
@@ -75,6 +80,8 @@ class VectorQuantizer(nn.Module):
             hit = (counts > 0)[:, None]
             moved = decay * codebook + (1 - decay) * F.normalize(sums, dim=-1)
             codebook.copy_(F.normalize(torch.where(hit, moved, codebook), dim=-1))
+        if not self.hits.any():  # nothing was counted before: a loaded codebook, whose rarer codes are not dead for that
+            self.hits.fill_(float(counts.mean()))
         self.hits.mul_(decay).add_(counts, alpha=1 - decay)
         return (self.hits < self.config.revive_below * self.hits.mean()).nonzero().flatten()
 

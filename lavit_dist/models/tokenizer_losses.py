@@ -17,10 +17,10 @@ def reconstruction_error(target: Tensor, reconstructed: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(target.float(), reconstructed.float(), dim=-1)
 
 
-def rate_loss(keep_mask: Tensor, batch_keep_ratio: Tensor, rate: RateConfig) -> Tensor:
+def rate_loss(keep_mask: Tensor, batch_keep_ratio: float, rate: RateConfig) -> Tensor:
     """The second term of Eq. 4 without its weight, a scalar, of part of a batch.
 
-    `keep_mask` [image, patch] carries the gradient. `batch_keep_ratio`, a scalar, is the mean over the global batch, which the
+    `keep_mask` [image, patch] carries the gradient. `batch_keep_ratio` is the mean over the global batch, which the
     squared distance is taken of: the mean of this loss over all parts then has the gradient of (rho - mean M)^2.
     """
     per_image = keep_mask.mean(-1)

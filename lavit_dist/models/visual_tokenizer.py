@@ -109,8 +109,11 @@ class VisualTokenizer(nn.Module):
             if masked
             else self.merger.merge_kept(features, keep_mask)
         )
-        codes = self.quantizer.assign(F.normalize(self.tokenizer_encoder.encode_task_layer(merged).float(), dim=-1))
-        return TokenizedImages(list(codes.split(keep_mask.sum(-1).tolist())), keep_mask)
+        return TokenizedImages(list(self.codes_of(merged).split(keep_mask.sum(-1).tolist())), keep_mask)
+
+    def codes_of(self, merged: Tensor) -> Tensor:
+        """Codes [token] of merged features [token, width]."""
+        return self.quantizer.assign(F.normalize(self.tokenizer_encoder.encode_task_layer(merged).float(), dim=-1))
 
     def choose(self, features: Tensor, gumbel_noise: Tensor | None) -> Tensor:
         """Which patches become tokens: bools [batch, patch], of patch features [batch, patch, width].

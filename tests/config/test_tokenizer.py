@@ -33,6 +33,12 @@ def test_phases_take_place_in_their_order_and_can_be_left_out(load):
     assert without.total_steps == 3
 
 
+def test_the_defaults_are_a_recipe_of_the_papers_length():
+    config = load_config(TrainTokenizerConfig, None, NAMES)
+    assert config.total_steps == 50_000
+    assert [phase.quantize for phase in config.schedule.values()] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("phases", "overrides", "expected"),
     [
@@ -61,6 +67,8 @@ def test_the_codebook_is_initialised_where_the_quantizer_comes_on(load, phases, 
         ({"free": {**FREE, "selection": "argmax"}}, (), "phases.free.selection"),
         ({"on": {**ON, "part_learning_rate_scales": {"decoder": 0.5}}}, (), "part_learning_rate_scales"),
         ({"free": FREE}, ("phases.free=null",), "phases"),
+        ({"on": {**ON, "train": ["codebook"]}}, (), "phases.on.train"),
+        ({"free": FREE}, ("codebook.learning=gradient",), "zero_stage"),
         ({"free": FREE}, ("optimizer.name=muon", "zero_stage=1"), "zero_stage"),
         ({"free": FREE}, ("rate.per=range", "rate.lowest=0.5"), "rate.keep_ratio"),
         ({"free": FREE}, ("phases.free.stepps=3",), "phases.free.steps"),

@@ -5,9 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -15,6 +17,7 @@ import yaml
 from lavit_dist.checkpoint.official import load_visual_tokenizer
 from lavit_dist.config.base import to_dict
 from lavit_dist.files import sha256
+from lavit_dist.observe.metrics import read_lines
 from tests.e2e.conftest import VISUAL
 
 SHARED = {
@@ -41,6 +44,17 @@ PHASES = {
         "calibrate_selector": True,
     },
 }
+LAST_STATE = "checkpoints/step-00000015/deepspeed/mp_rank_00_model_states.pt"
+STRAIGHT_THROUGH = (
+    "optimizer.name=adamw",
+    "phases.selection.selection=gumbel",
+    "phases.selection.selector_signal=straight_through",
+    "phases.selection.final_gumbel_temperature=0.5",
+    "phases.selection.part_learning_rate_scales={selector: 0.5}",
+    "phases.quantization.learning_rate_scale=0.5",
+    "phases.quantization.warmup_steps=1",
+    "rate.per=range",
+)
 OPTIMIZER = {"name": "muon", "learning_rate": 1e-3, "warmup_steps": 2}
 
 
@@ -76,15 +90,118 @@ def settings(tiny_world: Path) -> dict[str, Path]:
     return paths
 
 
-def train(
-    repo_root: Path, stage: str, config: Path, run_dir: Path, *overrides: str, processes: int = 1
-) -> subprocess.CompletedProcess:
+def command_of(stage: str, config: Path, run_dir: Path, *overrides: str, processes: int = 1) -> tuple[list[str], dict[str, str]]:
+    """The command that trains on so many ranks, and its environment."""
     start = [sys.executable]
     if processes > 1:
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [*start, f"launcher/{stage}.py", "--config", str(config), f"run_dir={run_dir}", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return command, {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def train(
+    repo_root: Path, stage: str, config: Path, run_dir: Path, *overrides: str, processes: int = 1
+) -> subprocess.CompletedProcess:
+    command, environment = command_of(stage, config, run_dir, *overrides, processes=processes)
     return subprocess.run(command, check=False, cwd=repo_root, env=environment, timeout=180, capture_output=True, text=True)
+
+
+def test_a_killed_run_on_two_ranks_goes_on_bit_for_bit(settings, repo_root, tmp_path):
+    """All that a resumed run must find again at once: streams, micro-batches, ZeRO-2, bf16, straight-through, averaged weights."""
+    overrides = (
+        *STRAIGHT_THROUGH,
+        *("images.order=streamed", "images.streams=4", "micro_batch_size=2", "zero_stage=2", "precision=bf16"),
+        *("checkpoint.every_steps=2", "checkpoint.keep_last=9", "feature_disk_bytes=100000", "health.sheet_every_steps=5"),
+        *("phases.selection.calibrate_selector=true", "phases.quantization.steps=12"),
+    )
+    config = settings["train_tokenizer"]
+    straight = train(repo_root, "train_tokenizer", config, tmp_path / "straight", *overrides, processes=2)
+    assert straight.returncode == 0, straight.stderr
+    command, environment = command_of("train_tokenizer", config, tmp_path / "killed", *overrides, processes=2)
+    process = subprocess.Popen(command, cwd=repo_root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_step(tmp_path / "killed", 7, process)
+    for one in (*psutil.Process(process.pid).children(recursive=True), process):
+        one.kill()
+    process.wait()
+    assert not (tmp_path / "killed/model").exists()
+    again = train(repo_root, "train_tokenizer", config, tmp_path / "killed", *overrides, processes=2)
+    assert again.returncode == 0, again.stderr
+    assert "resumed from" in again.stderr
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "straight")
+    states = [torch.load(run / LAST_STATE, weights_only=False) for run in (tmp_path / "straight", tmp_path / "killed")]
+    for name in ("hits", "last_hit"):
+        assert torch.equal(*(state["codebook"][name] for state in states))
+    assert states[0]["images"] == states[1]["images"]
+    assert sorted(path.name for path in (tmp_path / "killed/quarantine").iterdir()) == ["rank-00000.jsonl", "rank-00001.jsonl"]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_calibrated_selector_that_goes_on_learning_stays_calibrated(settings, repo_root, tmp_path, zero_stage):
+    overrides = (
+        *STRAIGHT_THROUGH[:3],
+        *("phases.quantization=null", "phases.selection.calibrate_selector=true", "phases.selection.steps=3"),
+        *("optimizer.learning_rate=1e-6", "rate.keep_ratio=0.15", f"zero_stage={zero_stage}", "health.sheet_every_steps=0"),
+        *("kmeans_batches=6", "global_batch_size=16"),
+    )
+    result = train(repo_root, "train_tokenizer", settings["train_tokenizer"], tmp_path, *overrides)
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(abs(record["keep_ratio"] - 0.15) < 0.08 for record in records)
+
+
+def test_the_recipe_at_full_size_runs_with_other_sizes_and_goes_on_from_another_tokenizer(
+    settings, repo_root, tiny_world, tmp_path
+):
+    """configs/lavit-7b/tokenizer.yaml with nothing changed but sizes, steps and paths; then more steps of the quantizer from its product."""
+    small = yaml.safe_load(settings["train_tokenizer"].read_text())
+    own = {key: small[key] for key in ("encoder", "merger", "decoder", "tower")}
+    changes = {
+        "base": str(repo_root / "configs/lavit-7b/tokenizer.yaml"),
+        **own,
+        "images": {"shards": str(tiny_world / "pairs/train"), "streams": 4},
+        "codebook": {"size": 24, "dim": 8},
+        "phases": {"selection": {"steps": 2}, "quantization": {"steps": 2}},
+        "global_batch_size": 8,
+        "micro_batch_size": 4,
+        "kmeans_batches": 2,
+        "num_threads": 1,
+        "logging": {"tensorboard": False},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(changes, sort_keys=False))
+    first = train(repo_root, "train_tokenizer", path, tmp_path / "first")
+    assert first.returncode == 0, first.stderr
+    before = codebook_of(tmp_path / "first")
+    overrides = (
+        f"initial={tmp_path / 'first/model'}",
+        "phases.selection=null",
+        "optimizer.learning_rate=1e-6",
+        "codebook.decay=0.999",
+    )
+    second = train(repo_root, "train_tokenizer", path, tmp_path / "second", *overrides)
+    assert second.returncode == 0, second.stderr
+    assert "k-means" not in second.stderr
+    assert ((codebook_of(tmp_path / "second") - before).norm(dim=-1) < 0.05).all()
+    other = train(repo_root, "train_tokenizer", path, tmp_path / "third", *overrides, "codebook.size=32")
+    assert other.returncode == 2
+    assert "quantize.embedding.weight" in other.stderr
+
+
+def test_codes_that_learn_by_gradient_end_at_unit_length(settings, repo_root, tmp_path):
+    overrides = ("codebook.learning=gradient", "codebook.initialisation=random", "optimizer.name=adamw", "ema_decay=0.5")
+    result = train(repo_root, "train_tokenizer", settings["train_tokenizer"], tmp_path, *overrides)
+    assert result.returncode == 0, result.stderr
+    codebook_of(tmp_path)
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
+    """Returns when the run has reported step `step`."""
+    deadline = time.monotonic() + 120
+    while not ((run_dir / "metrics.jsonl").exists() and len(losses(run_dir)) >= step):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def weights_of(run_dir: Path) -> dict[str, str]:
@@ -93,8 +210,7 @@ def weights_of(run_dir: Path) -> dict[str, str]:
 
 
 def losses(run_dir: Path) -> list[tuple[int, float]]:
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [(record["step"], record["loss"]) for record in records]
+    return [(record["step"], record["loss"]) for record in map(json.loads, read_lines(run_dir / "metrics.jsonl"))]
 
 
 @pytest.mark.parametrize(("stage", "stopped"), [("train_tower", 4), ("train_tokenizer", 4), ("train_tokenizer", 3)])
@@ -138,7 +254,7 @@ def by_ranks(settings, repo_root, tmp_path_factory) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("overrides", "tolerance"),
     [
-        (("optimizer.name=adamw", "phases.selection.selection=gumbel", "phases.selection.selector_signal=straight_through"), 1e-5),
+        (STRAIGHT_THROUGH, 1e-5),
         (("optimizer.name=adamw",), 1e-5),
         (("optimizer.name=muon",), 1e-2),
     ],

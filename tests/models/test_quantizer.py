@@ -53,7 +53,7 @@ def test_codes_are_those_of_fp32_under_autocast():
 
 
 def test_a_collapsed_codebook_stays_of_unit_length_and_its_dead_codes_come_back():
-    codebook, vectors = quantizer(), unit(500)
+    codebook, vectors = quantizer(decay=0.9), unit(500)
     codebook.embedding.weight[:] = F.normalize(torch.ones(DIM), dim=0)  # every vector goes to code 0
     revived = 0
     for step in range(60):
@@ -71,6 +71,12 @@ def test_nothing_is_revived_where_the_share_is_zero_and_no_more_than_there_are_c
     before = codebook.embedding.weight.clone()
     assert codebook.revive(torch.arange(SIZE), vectors[:3]) == 3
     assert torch.equal(codebook.embedding.weight[3:], before[3:])
+
+
+def test_rare_codes_of_a_loaded_codebook_are_not_dead_at_the_first_step():
+    codebook, vectors = quantizer(), unit(10)
+    assert not codebook.hits.any()  # files hold no statistics
+    assert len(codebook.update(*codebook.statistics(vectors, torch.zeros(10, dtype=torch.int64)))) == 0
 
 
 def test_a_codebook_that_learns_by_gradients_is_not_moved_by_averages():

@@ -23,9 +23,11 @@ seeds = st.integers(0, 2**31)
 def test_images_may_differ_in_rate_but_not_on_average():
     uneven = torch.cat([torch.ones(1, 8), torch.zeros(2, 8)])
     rate = RateConfig(keep_ratio=1 / 3)
-    assert rate_loss(uneven, uneven.mean(), rate).item() == pytest.approx(0, abs=1e-12)
-    assert rate_loss(torch.ones(3, 8), torch.tensor(1.0), rate).item() == pytest.approx(4 / 9)
-    assert rate_loss(uneven, uneven.mean(), RateConfig(keep_ratio=1 / 3, per="image")).item() == pytest.approx((4 / 9 + 2 / 9) / 3)
+    assert rate_loss(uneven, uneven.mean().item(), rate).item() == pytest.approx(0, abs=1e-12)
+    assert rate_loss(torch.ones(3, 8), 1.0, rate).item() == pytest.approx(4 / 9)
+    assert rate_loss(uneven, uneven.mean().item(), RateConfig(keep_ratio=1 / 3, per="image")).item() == pytest.approx(
+        (4 / 9 + 2 / 9) / 3
+    )
 
 
 @given(seeds)
@@ -33,8 +35,8 @@ def test_images_may_differ_in_rate_but_not_on_average():
 def test_a_range_leaves_images_free_within_it(seed):
     mask = torch.rand(6, PATCHES, generator=torch.Generator().manual_seed(seed))
     rate = RateConfig(keep_ratio=0.5, per="range", lowest=0.1, highest=0.9)
-    assert rate_loss(mask, mask.mean(), rate).item() == pytest.approx((mask.mean() - 0.5).square().item(), abs=1e-7)
-    assert rate_loss(torch.ones(6, PATCHES), torch.tensor(0.5), rate).item() == pytest.approx(0.1**2)
+    assert rate_loss(mask, mask.mean().item(), rate).item() == pytest.approx((mask.mean() - 0.5).square().item(), abs=1e-7)
+    assert rate_loss(torch.ones(6, PATCHES), 0.5, rate).item() == pytest.approx(0.1**2)
 
 
 @given(seeds, st.sampled_from(["batch", "image", "range"]), st.integers(1, 4))
@@ -42,9 +44,9 @@ def test_a_range_leaves_images_free_within_it(seed):
 def test_the_rate_of_parts_has_the_gradient_of_the_whole(seed, per, parts):
     rate = RateConfig(keep_ratio=0.4, per=per, lowest=0.3, highest=0.6)
     whole = torch.rand(12, PATCHES, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    rate_loss(whole, whole.mean().detach(), rate).backward()
+    rate_loss(whole, whole.mean().item(), rate).backward()
     cut = whole.detach().clone().requires_grad_()
-    losses = [rate_loss(part, whole.mean().detach(), rate) for part in cut.chunk(parts)]
+    losses = [rate_loss(part, whole.mean().item(), rate) for part in cut.chunk(parts)]
     (sum(loss * len(part) for loss, part in zip(losses, cut.chunk(parts), strict=True)) / 12).backward()
     torch.testing.assert_close(cut.grad, whole.grad)
 
