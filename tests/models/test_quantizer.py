@@ -61,7 +61,7 @@ def test_a_collapsed_codebook_stays_of_unit_length_and_its_dead_codes_come_back(
         dead = codebook.update(*codebook.statistics(vectors, quantized.codes))
         revived += codebook.revive(dead, vectors[torch.randperm(500, generator=torch.Generator().manual_seed(step))])
     torch.testing.assert_close(codebook.embedding.weight.norm(dim=-1), torch.ones(SIZE))
-    assert revived >= SIZE - 1
+    assert revived >= SIZE // 2
     assert len(codebook(vectors).codes.unique()) >= 0.9 * SIZE
 
 
