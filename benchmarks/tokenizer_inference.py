@@ -4,7 +4,8 @@
         [--output benchmarks/tokenizer_inference.md]
 
 Both sides have the same weights, images, selection noise and precision. They take turns in one process, each at the batch size that
-suits it best; figures are medians over the rounds. Weights are random, and the selector is calibrated to the keep ratio.
+suits it best; figures are medians over the rounds. Set OMP_NUM_THREADS to choose the threads; with one, processor time is
+counted, which other work on the machine doesn't stretch. Weights are random, and the selector is calibrated to the keep ratio.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import datetime
 import os
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -153,7 +155,7 @@ def tables(arguments: argparse.Namespace, tokenizer: VisualTokenizer, pixels: Te
     config = tokenizer.config
     yield "# Tokenizer inference\n"
     yield (
-        f"`python benchmarks/tokenizer_inference.py`, {datetime.date.today():%-d %B %Y}, {machine(arguments.device)}, commit {commit}."
+        f"`{' '.join(['python', *sys.argv])}`, {datetime.date.today():%-d %B %Y}, {machine(arguments.device)}, commit {commit}."
         f" Width {config.encoder.width}, {config.encoder.layers} tower and {config.merger.layers} merger layers, heads of"
         f" {config.encoder.head_width} channels, {config.encoder.num_patches} patches, {config.codebook.size:,} codes of"
         f" {config.codebook.dim}, keep ratio {arguments.keep_ratio:.2f}; {len(pixels)} images, medians of {arguments.rounds} rounds in"

@@ -1,8 +1,8 @@
 """Linear layers for inference alone: in a given precision and, on a CPU, with weights that are laid out once.
 
-PyTorch hands fp32 products to MKL, which leaves half the speed of AVX-512 unused on processors that are not Intel's, and lays bf16
-weights out anew in every call. oneDNN does neither; these are the operators that torch.compile calls when it freezes weights, and
-they need no compiler.
+PyTorch hands fp32 products on a CPU to MKL, which on an AMD processor was half as fast as oneDNN (benchmarks/tokenizer_inference.md),
+and lays bf16 weights out anew in every call. These are oneDNN's operators for weights that are laid out beforehand, which
+torch.compile calls when it freezes them; they need no compiler.
 """
 
 from __future__ import annotations

@@ -114,3 +114,14 @@ def test_cross_attention_is_exact_where_a_kept_patch_has_by_far_the_largest_scor
 def test_nothing_kept_is_no_token():
     merger = make_merger(heads=2, head_width=4, layers=1)
     assert merger.merge_kept(torch.randn(2, 9, 8), torch.zeros(2, 9, dtype=torch.bool)).shape == (0, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the variable-length kernel runs on GPUs")
+@pytest.mark.parametrize("head_width", [64, 88, 12])
+def test_the_variable_length_kernel_agrees(head_width):
+    merger = make_merger(heads=2, head_width=head_width, layers=2).cuda()
+    features = torch.randn(4, 49, 2 * head_width, generator=torch.Generator().manual_seed(0)).cuda()
+    mask = make_mask(["some", "all", "one", "none"], 49).cuda()
+    with torch.no_grad():
+        exact = merger.merge_kept(features, mask)
+        assert relative(merger.bfloat16().merge_kept(features.bfloat16(), mask).float(), exact) < 5e-2
