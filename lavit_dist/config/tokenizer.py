@@ -127,6 +127,8 @@ class TrainTokenizerConfig:
     """Images per rank and backward pass; gradients are accumulated up to the global batch. None takes each rank's share at once."""
     commitment_cost: NonNegativeFloat = 0.0
     """Weight of the term that draws vectors to their codes; 0 as in Eq. 4."""
+    likeness_weight: NonNegativeFloat = 0.0
+    """Weight of a term that keeps an image's tokens from being alike (see `likeness_loss`); 0 as in Eq. 4. It puts more codes to use."""
     kmeans_batches: PositiveInt = 8
     """Global batches whose vectors initialise the codebook, and over which a selector is calibrated."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0

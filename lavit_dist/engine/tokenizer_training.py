@@ -28,6 +28,7 @@ from lavit_dist.models.tokenizer_losses import (
     commitment_loss,
     error_quantile,
     guidance_loss,
+    likeness_loss,
     rate_loss,
     reconstruction_error,
 )
@@ -282,6 +283,8 @@ class TokenizerTraining:
             assert self.error_threshold is not None
             dropped = batch.keep_mask.numel() - tokens
             losses["selector_loss"] = guidance_loss(error, batch.keep_mask, out.log_probs, self.error_threshold, dropped)
+        if config.likeness_weight:
+            losses["likeness_loss"] = config.likeness_weight * likeness_loss(out.unit, (batch.keep_mask > 0).sum(-1))
         if out.quantized is not None:
             if config.commitment_cost:
                 losses["commitment_loss"] = config.commitment_cost * commitment_loss(out.unit, out.quantized.chosen, tokens)

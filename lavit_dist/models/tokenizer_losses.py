@@ -6,6 +6,7 @@ backward passes.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -53,6 +54,18 @@ def commitment_loss(unit: Tensor, codes: Tensor, tokens: float) -> Tensor:
 def codebook_loss(unit: Tensor, codes: Tensor, tokens: float) -> Tensor:
     """The same with the gradient in the codes: how the first VQ-VAE moves its codebook."""
     return (unit.detach() - codes).square().sum() / tokens
+
+
+def likeness_loss(unit: Tensor, lengths: Tensor) -> Tensor:
+    """The mean cosine between two vectors of one image, averaged over images, a scalar.
+
+    `unit` [token, dim] are unit vectors, image after image; `lengths` [image] says how many each has. Where all tokens of an image come
+    to be alike, few codes serve it, and with few images at a time few codes are in use.
+    """
+    owner = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    sums = unit.new_zeros(len(lengths), unit.shape[1]).index_add_(0, owner, unit)
+    pairs = (lengths * (lengths - 1)).clamp_min(1)
+    return ((sums.square().sum(-1) - lengths) / pairs).mean()
 
 
 def error_quantile(errors: Tensor, share: float) -> float:

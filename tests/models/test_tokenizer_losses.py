@@ -12,6 +12,7 @@ from lavit_dist.models.tokenizer_losses import (
     commitment_loss,
     error_quantile,
     guidance_loss,
+    likeness_loss,
     rate_loss,
     reconstruction_error,
 )
@@ -77,6 +78,18 @@ def test_guidance_of_images_kept_whole_is_nothing():
 def test_the_quantile_has_that_share_above_it(seed, share):
     errors = torch.rand(101, generator=torch.Generator().manual_seed(seed))
     assert (errors > error_quantile(errors, share)).float().mean().item() == pytest.approx(share, abs=0.011)
+
+
+@given(seeds, st.lists(st.integers(1, 6), min_size=1, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_likeness_is_the_mean_cosine_of_two_tokens_of_an_image(seed, lengths):
+    unit = F.normalize(torch.randn(sum(lengths), 4, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    expected = []
+    for vectors in unit.split(lengths):
+        cosines = vectors @ vectors.t()
+        others = ~torch.eye(len(vectors), dtype=torch.bool)
+        expected.append(cosines[others].mean().item() if others.any() else 0.0)
+    assert likeness_loss(unit, torch.tensor(lengths)).item() == pytest.approx(sum(expected) / len(lengths), abs=1e-6)
 
 
 def test_commitment_moves_vectors_and_the_codebook_loss_moves_codes():
