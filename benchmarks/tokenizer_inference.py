@@ -191,7 +191,7 @@ def tables(arguments: argparse.Namespace, tokenizer: VisualTokenizer, pixels: Te
 def unlike_images(tokenizer: VisualTokenizer, pixels: Tensor) -> str:
     """Whether images that keep different numbers of patches cost more together than images that keep equally many."""
     merger = freeze_for_inference(copy.deepcopy(tokenizer)).merger
-    features = tokenizer.encode(pixels[:8])
+    features = tokenizer.encode(pixels[torch.arange(8) % len(pixels)])
     patches = features.shape[1]
     ranks = torch.rand(features.shape[:2], device=features.device).argsort(-1)
     alike, unlike = (
