@@ -60,7 +60,8 @@ def run(config: TrainTokenizerConfig) -> None:
 
     init_distributed(config.num_threads)
     folder.open(config)
-    training = TokenizerTraining(config, tokenizer, images, _feature_cache(config, tokenizer, images))
+    digest = vision_encoder_digest(config.tower, config.encoder)
+    training = TokenizerTraining(config, tokenizer, images, _feature_cache(config, tokenizer, images, digest), digest)
     run_training(
         training,
         total_steps=config.total_steps,
@@ -73,7 +74,9 @@ def run(config: TrainTokenizerConfig) -> None:
     folder.publish(lambda out: save_visual_tokenizer(training.product(), out))
 
 
-def _feature_cache(config: TrainTokenizerConfig, tokenizer: VisualTokenizer, images: ImageBatches) -> FeatureCache:
+def _feature_cache(
+    config: TrainTokenizerConfig, tokenizer: VisualTokenizer, images: ImageBatches, tower_digest: str
+) -> FeatureCache:
     """Features of the frozen tower, remembered within the budgets."""
     augmentation = config.images.augmentation
     repeats = not augmentation.on or augmentation.views is not None
@@ -86,7 +89,7 @@ def _feature_cache(config: TrainTokenizerConfig, tokenizer: VisualTokenizer, ima
         memory_bytes=config.feature_cache_bytes if repeats else 0,
         disk_bytes=disk,
         folder=(config.feature_folder or Path(config.run_dir) / "features") if disk else None,
-        digest=f"{vision_encoder_digest(config.tower, config.encoder)} {config.precision} {names}" if disk else "",
+        digest=f"{tower_digest} {config.precision} {names}" if disk else "",
         dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
     )
 

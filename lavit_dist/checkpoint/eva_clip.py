@@ -43,6 +43,7 @@ def read_eva_clip(
     zeros, with which the tower has features but no contrastive embedding.
     """
     file = TensorFile(path, wrappers=WRAPPERS)
+    file.check_intact()
     tower = _without_prefix(file)
     with torch.device("meta"):
         wanted = VisionEncoder(config).state_dict()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lavit_dist.checkpoint.tensor_file import TensorFile
-from lavit_dist.errors import UserError
+from lavit_dist.errors import UserError, check
 from lavit_dist.models.selector import TokenSelector
 
 
@@ -46,6 +46,7 @@ def load_weights(module: nn.Module, file: TensorFile, dtype: torch.dtype, prefix
     loaded = {}
     for key, tensor in file.read(prefix + key for key in module.state_dict()):
         name = key.removeprefix(prefix)
+        check(bool(tensor.isfinite().all()), f"{file.path} holds numbers that are not finite in {key}; restore the file.")
         loaded[name] = torch.empty(tensor.shape, dtype=dtype if name in low else torch.float32).copy_(tensor)
     module.load_state_dict(loaded, assign=True)
     _materialise_buffers(module)

@@ -48,7 +48,7 @@ REQUIRED = (ENCODER, TOKENIZER_ENCODER, DECODER)
 OPTIONAL = (HIGHRES_DECODER, UNDERSTANDING)
 SIZES = f"{SUBFOLDER}/config.json"
 PROJECTION = "vit_proj."
-OTHER_TOWERS = "; `python launcher/convert.py tower` converts EVA-CLIP's weights from other layouts"
+OTHER_TOWERS = "; correct encoder.* if its sizes are others, or convert another layout by `python launcher/convert.py tower`"
 
 
 class Part(NamedTuple):
@@ -101,6 +101,8 @@ def convert_visual_tokenizer(source: str | Path, destination: str | Path, form: 
     """Writes the tokenizer in `source` in another form or type, file by file, without building it."""
     tokenizer, parts = open_visual_tokenizer(source)
     check_parts(parts)
+    for part in parts:
+        part.file.check_intact()
     states = ((part.stem, dict(part.file.read(part.module.state_dict()))) for part in parts)
     _write(Path(destination), {part.stem for part in parts}, states, tokenizer.config, form, dtype)
 

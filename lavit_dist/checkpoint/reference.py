@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lavit_dist.checkpoint.official import SUBFOLDER
+from lavit_dist.checkpoint.tensor_file import BIN, SAFETENSORS
 from lavit_dist.config.base import build
 from lavit_dist.config.model import VisualTokenizerConfig
 from lavit_dist.errors import UserError, check
@@ -89,17 +90,20 @@ def listed_shapes(folder: Path) -> ListedShapes | None:
 
 
 def altered_files(folder: Path) -> list[str] | None:
-    """Files that are absent or differ from their digest in `SHA256SUMS`; None where there is no such file."""
+    """Files that are absent, differ from their digest in `SHA256SUMS`, or hold weights that it doesn't list; None without such a file."""
     path = folder / DIGESTS
     if not path.exists():
         return None
     altered = []
+    listed: set[str] = set()
     for line in path.read_text(errors="replace").splitlines():
         digest, _, name = line.partition(" ")
         name = name.lstrip(" *")
         if not name or not (folder / name).is_file() or sha256(folder / name) != digest.lower():
             altered.append(name or line[:80])
-    return altered
+        listed.add(name)
+    weights = {str(file.relative_to(folder)) for file in folder.glob("*/*") if file.suffix in (BIN, SAFETENSORS)}
+    return altered + [f"{name} (not listed)" for name in sorted(weights - listed)]
 
 
 def _section(sizes: dict[str, Any], name: str, path: Path) -> dict[str, Any]:

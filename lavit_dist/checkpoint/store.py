@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lavit_dist.errors import UserError
-from lavit_dist.files import sha256, sync_folder, write_atomically
+from lavit_dist.files import read_json, sha256, sync_folder, write_atomically
 from lavit_dist.parallel.distributed import barrier, rank, world_size
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 LATEST = "latest"
+STEP = re.compile(r"step-\d{8}")
+UNFINISHED = re.compile(r"\.step-\d{8}\.tmp")
+"""Names of the folders that are ours to delete; copies under other names are the user's."""
 
 
 @dataclass(frozen=True)
@@ -78,36 +83,45 @@ class CheckpointStore:
         pointer = self.root / LATEST
         if not pointer.exists():
             return None
-        folder = self.root / (pointer.read_text().strip() or "(no name)")
+        folder = self.root / (pointer.read_text(errors="replace").strip() or "(no name)")
         if not (folder / MANIFEST).exists():
             raise UserError(
                 f"{pointer} names the checkpoint {folder.name}, which is missing or has no {MANIFEST};"
                 f" write the name of a complete step-* folder into {pointer}, or remove it to start afresh."
             )
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = _read_manifest(folder)
         return SavedStep(step=int(manifest["step"]), folder=folder, ranks=int(manifest["ranks"]))
 
     def prune(self, keep_last: int) -> None:
         """Deletes all but the newest `keep_last` steps, those after `latest`, and folders that a crash left half-written."""
         if rank() == 0:
             latest = (self.root / LATEST).read_text().strip()
-            steps = sorted(self.root.glob("step-*"))
+            steps = sorted(folder for folder in self.root.iterdir() if STEP.fullmatch(folder.name))
             until_latest = [folder for folder in steps if folder.name <= latest]
             for folder in set(steps) - set(until_latest[-keep_last:]):
                 shutil.rmtree(folder)
-            for folder in self.root.glob(".step-*.tmp"):
-                shutil.rmtree(folder)
+            for folder in self.root.iterdir():
+                if UNFINISHED.fullmatch(folder.name):
+                    shutil.rmtree(folder)
 
 
 def verify(folder: Path) -> None:
     """Raises `UserError` naming the first file of `folder` that is missing or differs from its manifest."""
-    for name, recorded in json.loads((folder / MANIFEST).read_text())["files"].items():
+    for name, recorded in _read_manifest(folder)["files"].items():
         path = folder / name
         if not path.exists() or path.stat().st_size != recorded["bytes"] or sha256(path) != recorded["sha256"]:
             raise UserError(
                 f"The checkpoint file {path} is missing or damaged (its sha256 differs from {MANIFEST});"
                 f" write the name of an earlier step into {folder.parent / LATEST} to resume from that."
             )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    remedy = f"write the name of another step into {folder.parent / LATEST}"
+    manifest = read_json(folder / MANIFEST, remedy)
+    if not isinstance(manifest, dict) or not {"step", "ranks", "files"} <= manifest.keys():
+        raise UserError(f"{folder / MANIFEST} is damaged: it lacks the step, its ranks or its files; {remedy}.")
+    return manifest
 
 
 def _write_manifest(folder: Path, step: int) -> None:

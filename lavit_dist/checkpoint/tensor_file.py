@@ -5,7 +5,6 @@ Only tensors are ever read from a `.bin` (`weights_only`), never code.
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lavit_dist.errors import UserError
+from lavit_dist.errors import UserError, check
 from lavit_dist.files import replacing
 
 BIN, SAFETENSORS = ".bin", ".safetensors"
@@ -69,11 +68,16 @@ class TensorFile:
 
     def damaged(self) -> list[str]:
         """Parts of a `.bin`, by their names in the archive, that don't have the checksum that they were written with."""
-        if self.path.suffix == SAFETENSORS:
+        if self.path.suffix == SAFETENSORS or not zipfile.is_zipfile(self.path):
             return []
         with zipfile.ZipFile(self.path) as archive:
             name = archive.testzip()
         return [name] if name else []
+
+    def check_intact(self) -> None:
+        """Raises `UserError` for a file whose parts don't have their checksums; reads it whole."""
+        damaged = self.damaged()
+        check(not damaged, f"{self.path} is damaged: {', '.join(damaged)} doesn't have its checksum; restore the file.")
 
     def _groups(self, keys: Iterable[str]) -> Iterator[list[str]]:
         group: list[str] = []
@@ -99,8 +103,8 @@ class TensorFile:
             # Files of before torch 1.6 are no archives and can't be mapped.
             mapped = zipfile.is_zipfile(self.path)
             state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-            raise UserError(f"{self.path} is not a file of plain tensors ({_one_line(error)}); replace it.") from error
+        except Exception as error:  # torch raises all kinds of exceptions on what isn't its own
+            raise UserError(f"{self.path} is not a file of plain tensors ({type(error).__name__}); replace it.") from error
         for wrapper in self.wrappers:
             if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
                 state = state[wrapper]
@@ -112,6 +116,14 @@ class TensorFile:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """Writes `tensors`, in `dtype` if it is given, to a `.bin` or `.safetensors` by the path's suffix; atomic."""
     state = {key: _own(tensor.detach().to("cpu", dtype)) for key, tensor in tensors.items()}
+    for key, tensor in state.items():
+        check(
+            bool(tensor.isfinite().all()),
+            f"{path} would hold numbers that are not finite in {key} as {tensor.dtype}; "
+            + (
+                "choose another dtype, such as bf16." if tensors[key].isfinite().all() else "they are so in the source; restore it."
+            ),
+        )
     with replacing(path) as temporary:
         if path.suffix == SAFETENSORS:
             temporary.touch()

@@ -49,7 +49,10 @@ def exit_on_user_error(action: Callable[[], None]) -> None:
     lives to the end of its wait is the only one that saw the mistake, so it tells it.
     """
     try:
-        action()
+        try:
+            action()
+        except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
+            raise UserError(f"{error.filename} can't be used ({error.strerror}); name another place, or make it usable.") from error
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         if rank == "0":

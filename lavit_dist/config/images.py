@@ -101,5 +101,5 @@ class ImagesConfig:
     augmentation: AugmentationConfig = AugmentationConfig()
 
     def validate(self) -> None:
-        check(bool(self.shards), "shards is empty; name a folder of tars, a pattern, a URL, or a list of those.")
+        check(bool(self.shards), "images.shards is empty; name a folder of tars, a pattern, a URL, or a list of those.")
         check_max_pixels(self.max_pixels, "images.max_pixels")

@@ -38,7 +38,7 @@ class InspectTokenizerConfig:
     """Codes to show patches of instead."""
     patches_per_code: PositiveInt = 12
     """Patches to show of each, from as many pictures as possible."""
-    context: NonNegativeInt = 1
+    context: Annotated[int, Field(ge=0, le=16)] = 1
     """Patches around each that are shown with it, on every side."""
     num_inference_steps: PositiveInt = 25
     """The decoder's DDIM steps (25 in the released code)."""

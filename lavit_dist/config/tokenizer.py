@@ -186,6 +186,16 @@ class TrainTokenizerConfig:
                 set(phase.train) != {"codebook"} or self.codebook.learning == "gradient",
                 f"phases.{name}.train names the codebook alone, which no gradient moves; name another part too, such as the decoder.",
             )
+            warmup = self.optimizer.warmup_steps if phase.warmup_steps is None else phase.warmup_steps
+            check(
+                warmup < phase.steps,
+                f"phases.{name} has {phase.steps} steps, all of them in its warm-up of {warmup}; set phases.{name}.warmup_steps or"
+                " optimizer.warmup_steps below that.",
+            )
+        check(
+            self.feature_folder is None or self.feature_disk_bytes > 0,
+            "feature_folder is set, but feature_disk_bytes is 0, so nothing is kept there; give it bytes, or leave feature_folder out.",
+        )
         for (before, first), (after, second) in pairwise(phases.items()):
             check(
                 second.quantize or not first.quantize,

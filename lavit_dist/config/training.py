@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from lavit_dist.config.base import config
 from lavit_dist.errors import check
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @config
@@ -17,11 +19,11 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     """`muon` takes Muon for the matrices of transformer blocks and for the matrices and kernels of a U-Net's blocks, and AdamW for
     the rest; it needs each whole on its rank, so the language model, which shards them, does not offer it."""
-    learning_rate: float = 3e-4
+    learning_rate: PositiveFloat = 3e-4
     """Peak learning rate of AdamW."""
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: PositiveFloat = 0.02
     """Peak learning rate of Muon (Jordan et al. 2024)."""
-    muon_weight_decay: float = 0.01
+    muon_weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay of the matrices that Muon moves."""
     min_learning_rate: float = 0.0
     """Learning rate at the last step."""
@@ -29,7 +31,7 @@ class OptimizerConfig:
     """Steps of linear warm-up from zero."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Shape of the decay after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay rates of Adam's averages."""
     eps: PositiveFloat = 1e-8
     """Adam's epsilon."""
@@ -39,7 +41,6 @@ class OptimizerConfig:
     """Largest global gradient norm; 0 turns clipping off."""
 
     def validate(self) -> None:
-        check(self.learning_rate > 0, f"optimizer.learning_rate {self.learning_rate} must be above 0.")
         check(
             0 <= self.min_learning_rate <= self.learning_rate,
             f"optimizer.min_learning_rate {self.min_learning_rate} must lie between 0 and learning_rate {self.learning_rate}.",

@@ -78,9 +78,15 @@ def index_shard(path: Path, *, needs_caption: bool = True) -> ShardIndex:
 
 
 def read_bytes(location: FileLocation) -> bytes:
-    """The bytes at `location`; raises `SampleError` (`truncated_tar`) when the shard has become shorter since it was indexed."""
-    with Path(location.shard).open("rb") as file:
-        return read_from(file, location)
+    """The bytes at `location`.
+
+    Raises `SampleError` when the shard has become shorter since it was indexed (`truncated_tar`) or can't be read (`unreadable_tar`).
+    """
+    try:
+        with Path(location.shard).open("rb") as file:
+            return read_from(file, location)
+    except OSError as error:
+        raise SampleError("unreadable_tar", f"{location.shard}: {error.strerror}") from error
 
 
 def read_from(file: BinaryIO, location: FileLocation) -> bytes:

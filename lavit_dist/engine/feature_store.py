@@ -150,8 +150,10 @@ class FeatureStore:
             if header.get(name) != wanted:
                 raise UserError(
                     f"The feature cache {self.folder} was made with {name} {header.get(name)!r}, and now {name} is {wanted!r}: another"
-                    " tower, preprocessing or precision; remove that folder, or name another."
+                    " tower, precision or set of tars; remove that folder, or name another as feature_folder."
                 )
+        if "shape" not in header:
+            raise UserError(f"{path} is damaged: it tells no shape; remove the folder {self.folder}.")
         self._shape = tuple(header["shape"])
 
     def _write_header(self, features: Tensor) -> None:

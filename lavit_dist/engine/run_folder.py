@@ -26,13 +26,13 @@ from lavit_dist.parallel.distributed import barrier, rank
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
 MAY_CHANGE = (
-    *("logging", "checkpoint", "health", "num_threads", "run_dir", "ray", "verify_inputs"),
+    *("logging", "checkpoint", "health", "num_threads", "run_dir", "ray", "verify_inputs", "tower"),
     *("feature_cache_bytes", "feature_disk_bytes", "feature_folder"),
     *(f"images.{name}" for name in ("shards", "decode_threads", "prefetch_batches", "pixel_cache_bytes", "fetch_attempts")),
     *(f"images.{name}" for name in ("cache_folder", "cache_bytes", "storage_options")),
 )
 """Settings that a resumed run may change, or parts of them: they decide what is reported, when and where, never what is computed. Where
-the images lie may change, for the state of a run knows them by name and size."""
+images and tower lie may change, for checkpoints know the former by name and size and the latter by digest."""
 
 
 class RunFolder:
@@ -113,7 +113,10 @@ def hold(root: Path) -> FileLock:
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their full names; the order of phases is one too."""
     flat: dict[str, Any] = {}
+    if prefix == "phases.":
+        flat["phases (in order)"] = list(values)
     for key, value in values.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

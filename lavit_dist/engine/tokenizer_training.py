@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache
 from lavit_dist.engine.token_counts import TokenCounts
 from lavit_dist.engine.tokenizer_phases import Phase, gumbel_temperature, phase_of, phases_of
+from lavit_dist.errors import check
+from lavit_dist.files import read_json
 from lavit_dist.models.autoencoder import FeatureAutoencoder, Reconstruction
 from lavit_dist.models.selector import keyed_gumbel_noise, select_some
 from lavit_dist.models.tokenizer_losses import (
@@ -61,9 +64,16 @@ class TokenizerTraining:
     """
 
     def __init__(
-        self, config: TrainTokenizerConfig, tokenizer: VisualTokenizer, images: ImageBatches, features: FeatureCache
+        self,
+        config: TrainTokenizerConfig,
+        tokenizer: VisualTokenizer,
+        images: ImageBatches,
+        features: FeatureCache,
+        tower_digest: str,
     ) -> None:
+        """`tower_digest` tells the tower from others: a resumed run must have the one that it began with."""
         self.config = config
+        self.tower_digest = tower_digest
         self.images = images
         self.features = features
         self.tokenizer = tokenizer.to(device())
@@ -148,12 +158,26 @@ class TokenizerTraining:
             "images": merge_states(gather_objects(self.images.state_dict())),
         }
         self.write_quarantine()
-        (folder / PHASE_FILE).write_text(json.dumps({"phase": self.phase.name}))
+        (folder / PHASE_FILE).write_text(json.dumps({"phase": self.phase.name, "tower": self.tower_digest}))
         self.engine.save(folder, state)
 
     def load(self, folder: Path) -> None:
-        name = json.loads((folder / PHASE_FILE).read_text())["phase"]
-        self._enter(next(phase for phase in phases_of(self.config) if phase.name == name))
+        path = folder / PHASE_FILE
+        check(
+            path.exists(),
+            f"{folder} is no checkpoint of a visual tokenizer's training: it has no {PHASE_FILE}; name another run_dir.",
+        )
+        saved = read_json(path, "resume from an earlier step")
+        phases = {phase.name: phase for phase in phases_of(self.config)}
+        check(
+            saved.get("phase") in phases,
+            f"{folder} was written in the phase {saved.get('phase')!r}, but phases are now {', '.join(phases)}; restore that phase.",
+        )
+        check(
+            saved.get("tower") == self.tower_digest,
+            f"{folder} was written with another tower than {self.config.tower} holds now; restore that tower, or name another run_dir.",
+        )
+        self._enter(phases[saved["phase"]])
         state = self.engine.load(folder)
         self.codebook.load_state_dict(state["codebook"])
         self.averages.load_state_dict(state["averages"])
@@ -280,9 +304,10 @@ class TokenizerTraining:
             losses["rate_loss"] = config.rate.weight * rate_loss(out.keep_mask, keep_ratio, config.rate)
         elif self._guided(settings):
             assert out.log_probs is not None
-            assert self.error_threshold is not None
             dropped = batch.keep_mask.numel() - tokens
-            losses["selector_loss"] = guidance_loss(error, batch.keep_mask, out.log_probs, self.error_threshold, dropped)
+            # None until something was dropped, without which there is nothing to be guided by.
+            threshold = math.inf if self.error_threshold is None else self.error_threshold
+            losses["selector_loss"] = guidance_loss(error, batch.keep_mask, out.log_probs, threshold, dropped)
         if config.likeness_weight:
             losses["likeness_loss"] = config.likeness_weight * likeness_loss(out.unit, (batch.keep_mask > 0).sum(-1))
         if out.quantized is not None:

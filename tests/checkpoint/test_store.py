@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,4 +156,27 @@ def test_latest_that_is_empty_says_what_to_do(tmp_path: Path) -> None:
     save(store, 1)
     (tmp_path / "latest").write_text("")
     with pytest.raises(UserError, match=r"names the checkpoint \(no name\), which is missing"):
+        store.latest()
+
+
+def test_pruning_leaves_what_a_user_put_beside_the_steps(tmp_path):
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        store.save(step, lambda folder: (folder / "weights").write_text("w"))
+    kept = [tmp_path / "step-best", tmp_path / "step-00000001-keep"]
+    for copy in kept:
+        shutil.copytree(store.step_folder(1), copy)
+    (tmp_path / "step-00000001.tar.gz").write_text("packed")
+    store.prune(keep_last=1)
+    assert not store.step_folder(1).exists()
+    assert all(copy.exists() for copy in kept)
+    assert (tmp_path / "step-00000001.tar.gz").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"step": 1}'])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    store = CheckpointStore(tmp_path)
+    store.save(1, lambda folder: (folder / "weights").write_text("w"))
+    (store.step_folder(1) / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json"):
         store.latest()

@@ -7,7 +7,7 @@ from lavit_dist.config.base import load_config
 from lavit_dist.config.tokenizer import TrainTokenizerConfig
 from lavit_dist.errors import UserError
 
-NAMES = ["run_dir=r", "tower=t", "images.shards=s"]
+NAMES = ["run_dir=r", "tower=t", "images.shards=s", "optimizer.warmup_steps=0"]
 FREE = {"steps": 5, "train": ["selector", "merger", "projection", "decoder"], "quantize": False}
 ON = {"steps": 7, "train": ["merger", "codebook"], "quantize": True}
 

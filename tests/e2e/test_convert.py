@@ -71,7 +71,7 @@ def test_settings_of_a_conversion(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["tower", "nowhere.pt", "out"], "The file nowhere.pt doesn't exist"),
+        (["tower", "nowhere.pt", "out"], "nowhere.pt is no file"),
         (["tokenizer", "nowhere", "out"], "nowhere holds no visual tokenizer"),
         (["tokenizer", "nowhere", "out", "form=onnx"], "form = 'onnx' is not legal"),
         (["tower", "nowhere.pt", "out", "encoder.widht=3"], "did you mean 'encoder.width'"),

@@ -166,6 +166,7 @@ def test_the_recipe_at_full_size_runs_with_other_sizes_and_goes_on_from_another_
         "micro_batch_size": 4,
         "kmeans_batches": 2,
         "num_threads": 1,
+        "optimizer": {"warmup_steps": 1},
         "logging": {"tensorboard": False},
     }
     path = tmp_path / "run.yaml"
@@ -307,6 +308,9 @@ def test_parts_that_a_phase_does_not_name_stay_as_they_are(settings, repo_root, 
         ("train_tokenizer", "phases.selection.train=[codebook]", "codebook"),
         ("train_tokenizer", "phases.selection.selector_signal=straight_through", "phases.selection.selection"),
         ("train_tokenizer", "zero_stage=1", "zero_stage"),
+        ("train_tokenizer", "optimizer.warmup_steps=5", "phases.selection.warmup_steps"),
+        ("train_tokenizer", "optimizer.betas=[1.5,2]", "optimizer.betas"),
+        ("train_tokenizer", "feature_folder=/tmp/features", "feature_disk_bytes"),
         ("train_tokenizer", "micro_batch_size=3", "micro_batch_size"),
         ("train_tokenizer", "rate.keep_ratio=1.5", "rate.keep_ratio"),
         ("train_tokenizer", "tower=/nowhere", "/nowhere"),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lavit_dist.config import config, load_config
+from lavit_dist.config import build, config, load_config, save_config
+from lavit_dist.config.tokenizer import TrainTokenizerConfig
 from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.engine.run_folder import RunFolder
 from lavit_dist.errors import UserError
@@ -93,3 +94,15 @@ def test_a_run_dir_that_can_not_be_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(UserError, match=r"run_dir .* can't be written"):
             open_run(folder)
+
+
+def test_phases_in_another_order_are_other_settings(tmp_path):
+    phase = {"steps": 2, "train": ["merger"], "quantize": False}
+    values = {"run_dir": str(tmp_path / "run"), "tower": "t", "images": {"shards": "s"}, "optimizer": {"warmup_steps": 0}}
+    first, second = (build(TrainTokenizerConfig, values | {"phases": dict.fromkeys(names, phase)}) for names in ("ab", "ba"))
+    folder = RunFolder(tmp_path / "run")
+    folder.root.mkdir()
+    save_config(first, folder.config)
+    folder.check_config(first)
+    with pytest.raises(UserError, match="phases"):
+        folder.check_config(second)
