@@ -76,7 +76,8 @@ def to_dict(value: Any) -> dict[str, Any]:
 
 def save_config(value: Any, path: Path) -> None:
     """Writes the resolved configuration as YAML; `load_config` reads it back to an equal value."""
-    write_atomically(path, yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True).encode())
+    # OmegaConf's own dump quotes what its loader, unlike PyYAML's, takes for a number, such as 0E0.
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(to_dict(value))).encode())
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
