@@ -60,7 +60,7 @@ def test_every_stage_is_made_from_those_before_it(preset: str, data: str, first:
     [
         ("overrides.tower=[total_step=3]", "configs/quickstart/tower.yaml: unknown key 'total_step'; did you mean 'total_steps'?"),
         ("overrides.towr=[total_steps=3]", "unknown key 'overrides.towr'; did you mean 'overrides.tower'?"),
-        ("overrides.tokenizer=[quantize_from=900]", "quantize_from 900 must lie between 1 and total_steps"),
+        ("overrides.tokenizer=[zero_stage=1]", "set zero_stage=0, or optimizer.name=adamw"),
         ("pretrain_processes=3", "The 3 processes that were started can't be shared out"),
         ("decoder_processes=5", "can't be shared out to decoder_processes 5"),
         ("presets=nowhere", "presets nowhere is not a folder"),
