@@ -32,6 +32,7 @@ from lavit_dist.data.image_batches import open_images
 from lavit_dist.data.pairs import list_shards, read_pairs
 from lavit_dist.evaluation.tokenizer_health import spearman
 from lavit_dist.evaluation.tokenizer_scores import TokenizerScores, score_tokenizer
+from lavit_dist.models.inference import freeze_for_inference
 
 ROOT = Path(__file__).parents[1]
 UNQUANTIZED = ("phases.quantization.quantize=false", "phases.quantization.train=[merger,projection,decoder]")
@@ -117,7 +118,7 @@ def train_and_score(recipe: Recipe, runs: Path, threads: int) -> Row:
     overrides = [f"run_dir={run_dir}", f"images.shards={runs}/pairs/train", f"tower={runs}/tower/model", *recipe.overrides]
     run(threads, "launcher/train_tokenizer.py", recipe.config, *overrides)
     config = load_config(TrainTokenizerConfig, ROOT / recipe.config, overrides)
-    tokenizer = load_visual_tokenizer(run_dir / "model")
+    tokenizer = freeze_for_inference(load_visual_tokenizer(run_dir / "model"))
     tars = scored_tars(config, runs)
     scores = score_tokenizer(tokenizer, fresh_images(config, tars))
     return Row(recipe, config, run_dir, scores, objects_correlation(tars, scores))
