@@ -1,7 +1,8 @@
 """The merger's attention on kept patches alone: images packed one after another, no masks, nothing computed for dropped queries.
 
 On a GPU in half precision one variable-length kernel takes all images. Elsewhere each image is attended to by itself: nothing is
-padded or gathered, and what an image gets can't hang on its company. There the softmax is the released one, (exp(s - max s) x mask
+padded or gathered, and what an image gets can't hang on its company; but where gradients are asked for they are padded to the longest
+and attended to together, which takes far fewer operators. There the softmax is the released one, (exp(s - max s) x mask
 + eps / keys) / (sum + eps), whose maximum and eps also run over keys that aren't attended to (`attention.masked_softmax`).
 """
 
@@ -45,6 +46,11 @@ def attention_among_kept(query: Tensor, key: Tensor, value: Tensor, kept: list[i
     """Causal attention within each image, [token, head, channel]; `query`, `key` and `value` are of that shape too."""
     if _has_variable_length_kernel(query):
         return _variable_length(query, key, value, kept, kept, causal=True)
+    if query.requires_grad:
+        q, k, v = (_padded(of, kept) for of in (query, key, value))
+        there = _there(kept, query)
+        mean = torch.stack([of_image.mean(0) for of_image in value.split(kept)])
+        return _attend_padded(q, k, there, v, there, mean, causal=True)[there]
     parts = zip(query.split(kept), key.split(kept), value.split(kept), strict=True)
     return torch.cat([_attend(q, k, v, v.mean(0), causal=True) for q, k, v in parts])
 
@@ -63,6 +69,11 @@ def attention_to_dropped(query: Tensor, key: Tensor, value: Tensor, memory: Pack
         keys = torch.cat([of_image[:count] for of_image, count in zip(key, counts, strict=True)])
         filled = torch.cat([of_image if len(of_image) else mean[None] for of_image, mean in zip(values, means, strict=True)])
         return _variable_length(query, keys, filled, memory.kept, counts, causal=False)
+    if query.requires_grad:
+        everywhere = torch.ones(key.shape[:2], dtype=torch.bool, device=key.device)
+        padded, dropped = _padded(value[len(key) :], memory.dropped), _there(memory.dropped, query)
+        attended = _attend_padded(_padded(query, memory.kept), key, everywhere, padded, dropped, means, causal=False)
+        return attended[_there(memory.kept, query)]
     parts = zip(query.split(memory.kept), key, values, means, strict=True)
     return torch.cat([_attend(q, k, v, mean, causal=False) for q, k, v, mean in parts])
 
@@ -77,6 +88,31 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mean: Tensor, *, causal: 
     total = weights.sum(-1, keepdim=True) + POLICY_EPS
     summed = weights.to(value.dtype) @ value.transpose(0, 1) + POLICY_EPS * mean[:, None]
     return (summed / total).to(query.dtype).transpose(0, 1)
+
+
+def _attend_padded(
+    query: Tensor, key: Tensor, key_there: Tensor, value: Tensor, value_there: Tensor, mean: Tensor, *, causal: bool
+) -> Tensor:
+    """`_attend` for all images at once, [batch, query, head, channel]; bools say which keys and values are no padding."""
+    scores = (query * query.shape[-1] ** -0.5).transpose(1, 2) @ key.permute(0, 2, 3, 1)  # [batch, head, query, key]
+    scores = scores.float().masked_fill(~key_there[:, None, None], -torch.inf)
+    weights = (scores[..., : value.shape[1]] - scores.amax(-1, keepdim=True)).exp() * value_there[:, None, None]
+    if causal:
+        weights = weights.tril()
+    total = weights.sum(-1, keepdim=True) + POLICY_EPS
+    summed = weights.to(value.dtype) @ value.transpose(1, 2) + POLICY_EPS * mean[:, :, None]
+    return (summed / total).to(query.dtype).transpose(1, 2)
+
+
+def _padded(packed: Tensor, lengths: list[int]) -> Tensor:
+    """[position, ...] of all images, one after another, to [batch, longest, ...]."""
+    return torch.nn.utils.rnn.pad_sequence(list(packed.split(lengths)), batch_first=True)
+
+
+def _there(lengths: list[int], like: Tensor) -> Tensor:
+    """Bools [batch, longest]: what is no padding."""
+    counts = torch.tensor(lengths, device=like.device)
+    return torch.arange(max(lengths), device=like.device) < counts[:, None]
 
 
 def _has_variable_length_kernel(query: Tensor) -> bool:
