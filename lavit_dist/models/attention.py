@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from lavit_dist.models.frozen_linear import FrozenLinear
 
+MANY_POSITIONS = 128
+"""Positions from which attention in bf16 on a CPU is faster image by image."""
 POLICY_EPS = 1e-6
 """Epsilon of the masked softmax in the released merger."""
 
@@ -82,7 +84,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     """
     grouped = key.shape[1] != query.shape[1]
     on_cpu = query.device.type == "cpu"
-    if on_cpu and query.dtype == torch.bfloat16 and not (query.requires_grad or grouped or causal or mask is not None):
+    plain = not (query.requires_grad or grouped or causal or mask is not None)
+    if on_cpu and plain and query.dtype == torch.bfloat16 and key.shape[2] >= MANY_POSITIONS:
         return _attend_by_image(query, key, value)
     if not on_cpu or not query.requires_grad:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)

@@ -49,8 +49,8 @@ def attention_among_kept(query: Tensor, key: Tensor, value: Tensor, kept: list[i
     if query.requires_grad:
         q, k, v = (_padded(of, kept) for of in (query, key, value))
         there = _there(kept, query)
-        mean = torch.stack([of_image.mean(0) for of_image in value.split(kept)])
-        return _attend_padded(q, k, there, v, there, mean, causal=True)[there]
+        mean = (v * there[..., None, None]).sum(1) / there.sum(1).clamp_min(1)[:, None, None]
+        return _attend_padded(q, k, there, v, there, mean, causal=True).flatten(0, 1).index_select(0, there.flatten().nonzero()[:, 0])
     parts = zip(query.split(kept), key.split(kept), value.split(kept), strict=True)
     return torch.cat([_attend(q, k, v, v.mean(0), causal=True) for q, k, v in parts])
 
@@ -73,7 +73,7 @@ def attention_to_dropped(query: Tensor, key: Tensor, value: Tensor, memory: Pack
         everywhere = torch.ones(key.shape[:2], dtype=torch.bool, device=key.device)
         padded, dropped = _padded(value[len(key) :], memory.dropped), _there(memory.dropped, query)
         attended = _attend_padded(_padded(query, memory.kept), key, everywhere, padded, dropped, means, causal=False)
-        return attended[_there(memory.kept, query)]
+        return attended.flatten(0, 1).index_select(0, _there(memory.kept, query).flatten().nonzero()[:, 0])
     parts = zip(query.split(memory.kept), key, values, means, strict=True)
     return torch.cat([_attend(q, k, v, mean, causal=False) for q, k, v, mean in parts])
 
@@ -105,8 +105,12 @@ def _attend_padded(
 
 
 def _padded(packed: Tensor, lengths: list[int]) -> Tensor:
-    """[position, ...] of all images, one after another, to [batch, longest, ...]."""
-    return torch.nn.utils.rnn.pad_sequence(list(packed.split(lengths)), batch_first=True)
+    """[position, ...] of all images, one after another, to [batch, longest, ...]; in one operator, filled up by other positions."""
+    counts = torch.tensor(lengths, device=packed.device)
+    places = (counts.cumsum(0) - counts)[:, None] + torch.arange(max(lengths), device=packed.device)
+    if not len(packed):
+        return packed.new_zeros(*places.shape, *packed.shape[1:])
+    return packed.index_select(0, places.clamp_max(len(packed) - 1).flatten()).unflatten(0, places.shape)
 
 
 def _there(lengths: list[int], like: Tensor) -> Tensor:
