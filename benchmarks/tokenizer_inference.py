@@ -24,6 +24,7 @@ from released_tokenizer import STAGES, Clock, Released, Tokens
 from torch import Tensor
 
 from lavit_dist.config.model import (
+    MLP_RATIO,
     CodebookConfig,
     MergerConfig,
     TokenizerDecoderConfig,
@@ -36,8 +37,6 @@ from lavit_dist.models.initialisation import initialise
 from lavit_dist.models.selector import keyed_gumbel_noise
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 
-MLP_RATIO = 4.3637
-"""Hidden channels of the feed-forward layers over the width, rounded down, in every released module."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

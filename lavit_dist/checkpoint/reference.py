@@ -20,7 +20,7 @@ from torch import Tensor
 from lavit_dist.checkpoint.official import SUBFOLDER
 from lavit_dist.checkpoint.tensor_file import BIN, SAFETENSORS
 from lavit_dist.config.base import build
-from lavit_dist.config.model import VisualTokenizerConfig
+from lavit_dist.config.model import MLP_RATIO, VisualTokenizerConfig
 from lavit_dist.errors import UserError, check
 from lavit_dist.files import read_json, sha256
 
@@ -32,8 +32,6 @@ RENAMED = {"lowres_out": "unet_dim", "highres_out": "highres_dims", "pooled": "p
 """The reference's words for settings of the decoder."""
 ListedShapes = dict[str, dict[str, tuple[int, ...]]]
 """Shapes by file name without suffix and key."""
-MLP_RATIO = 4.3637
-"""Hidden channels of the feed-forward layers over the width, rounded down, in every released module."""
 
 
 def is_reference_folder(folder: Path) -> bool:

@@ -9,6 +9,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from lavit_dist.config.base import config
 from lavit_dist.errors import check
 
+MLP_RATIO = 4.3637
+"""Hidden channels of the feed-forward layers over the width, rounded down, in every released module."""
+
 
 @config
 class VisionEncoderConfig:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lavit_dist.config.images import ImagesConfig
 from lavit_dist.data.augmentation import Views
 from lavit_dist.data.image import decode_image, normalise
-from lavit_dist.data.image_order import ImageOrder, IndexedOrder, Sample, StreamedOrder
+from lavit_dist.data.image_order import ImageOrder, IndexedOrder, Sample, StreamedOrder, places
 from lavit_dist.data.quarantine import Quarantined, QuarantineLog, SampleError
 from lavit_dist.data.shard_list import list_image_shards
 from lavit_dist.data.shard_store import ShardStore
@@ -70,7 +70,7 @@ def open_images(
         max_pixels=config.max_pixels,
         cache_bytes=config.pixel_cache_bytes if config.order == "indexed" else 0,
     )
-    positions = list(range(rank, global_batch_size, world_size))
+    positions = places(global_batch_size, rank, world_size)
     return ImageBatches(order, decoder, log, positions, threads=config.decode_threads, prefetch=config.prefetch_batches)
 
 

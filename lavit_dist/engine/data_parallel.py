@@ -51,7 +51,6 @@ class DataParallelEngine:
         }
         if not muon:
             config["optimizer"] = deepspeed_optimizer(optimizer)
-        self.accumulation_steps = accumulation_steps
         self.module, *_ = deepspeed.initialize(
             model=module,
             model_parameters=parameter_groups(module.parameters(), optimizer, learning_rate_scales),

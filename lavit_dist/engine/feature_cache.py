@@ -43,8 +43,6 @@ class FeatureCache:
         self.dtype = dtype
         self.hits = 0
         """Images whose features were remembered."""
-        self.misses = 0
-        """Images that `encode` had to see."""
         self._room = memory_bytes
         self._memory: dict[str, Tensor] = {}
         self._store = None if folder is None else FeatureStore(Path(folder), disk_bytes, digest=digest, dtype=dtype)
@@ -58,7 +56,6 @@ class FeatureCache:
         known = self._remembered(keys)
         unknown = [place for place in range(len(keys)) if place not in known]
         self.hits += len(known)
-        self.misses += len(unknown)
         parts, order = [], [*known, *unknown]
         if known:
             parts.append(torch.stack(list(known.values())).to(pixel_values))

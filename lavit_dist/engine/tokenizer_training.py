@@ -93,9 +93,11 @@ class TokenizerTraining:
         if self.phase != phase:
             self._prepare(phase)
             self._enter(phase)
-        waited = self.images.wait_seconds
+        waited, remembered = self.images.wait_seconds, self.features.hits
         batches = list(self._read(step, phase.config))
         waited = self.images.wait_seconds - waited
+        images = sum(len(batch.positions) for batch in batches)
+        remembered = self.features.hits - remembered
         keep_ratios = gather(torch.cat([batch.keep_mask.float().mean(-1) for batch in batches]))
         figures: dict[str, Tensor] = {}
         every = self.config.health.continuous_every_steps
@@ -107,7 +109,10 @@ class TokenizerTraining:
             errors = [self._continuous_error(batch).cpu() for batch in batches]
             self._move_threshold(torch.cat(errors), torch.cat([batch.keep_mask.cpu() for batch in batches]))
         figures |= self._backward(batches, step, phase, keep_ratios.mean().item())
-        metrics = mean_over_ranks({name: value.item() for name, value in figures.items()} | {"data_wait_seconds": waited})
+        metrics = mean_over_ranks(
+            {name: value.item() for name, value in figures.items()}
+            | {"data_wait_seconds": waited, "features_remembered": remembered / images}
+        )
         metrics |= self._rate_figures(keep_ratios, batches[0].features.shape[1])
         metrics |= self.engine.step()
         if phase.config.quantize:

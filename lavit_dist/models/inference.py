@@ -45,6 +45,7 @@ def freeze_for_inference(
             if isinstance(part, EvaBlock):
                 part.compile(dynamic=True)
             elif isinstance(part, MergerBlock):
+                # The block's other form stays as it is, so that part.compile would not do.
                 part.merge_kept = torch.compile(part.merge_kept, dynamic=True)  # type: ignore[method-assign]
     return tokenizer
 

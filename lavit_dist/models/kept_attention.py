@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lavit_dist.models.attention import POLICY_EPS
+from lavit_dist.models.variable_length import ends_of, has_variable_length_kernel, variable_length_attention
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,15 @@ class PackedMemory:
 @torch.compiler.disable
 def attention_among_kept(query: Tensor, key: Tensor, value: Tensor, kept: list[int]) -> Tensor:
     """Causal attention within each image, [token, head, channel]; `query`, `key` and `value` are of that shape too."""
-    if _has_variable_length_kernel(query):
+    if has_variable_length_kernel(query):
         return _variable_length(query, key, value, kept, kept, causal=True)
     if query.requires_grad:
         q, k, v = (_padded(of, kept) for of in (query, key, value))
         there = _there(kept, query)
         mean = (v * there[..., None, None]).sum(1) / there.sum(1).clamp_min(1)[:, None, None]
-        return _attend_padded(q, k, there, v, there, mean, causal=True).flatten(0, 1).index_select(0, there.flatten().nonzero()[:, 0])
+        return (
+            _attend_padded(q, k, there, v, there, mean, causal=True).flatten(0, 1).index_select(0, there.flatten().nonzero()[:, 0])
+        )
     parts = zip(query.split(kept), key.split(kept), value.split(kept), strict=True)
     return torch.cat([_attend(q, k, v, v.mean(0), causal=True) for q, k, v in parts])
 
@@ -63,7 +65,7 @@ def attention_to_dropped(query: Tensor, key: Tensor, value: Tensor, memory: Pack
     projections of `memory`. Where nothing is dropped the mean value is what is left, as released.
     """
     means, values = value[: len(key)], value[len(key) :].split(memory.dropped)
-    if _has_variable_length_kernel(query):
+    if has_variable_length_kernel(query):
         # The mean takes the place of dropped patches where there are none; of a single key the score does not matter.
         counts = [max(count, 1) for count in memory.dropped]
         keys = torch.cat([of_image[:count] for of_image, count in zip(key, counts, strict=True)])
@@ -119,24 +121,7 @@ def _there(lengths: list[int], like: Tensor) -> Tensor:
     return torch.arange(max(lengths), device=like.device) < counts[:, None]
 
 
-def _has_variable_length_kernel(query: Tensor) -> bool:
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-
-
 def _variable_length(query: Tensor, key: Tensor, value: Tensor, queries: list[int], keys: list[int], *, causal: bool) -> Tensor:
     """Exact softmax without eps, of `queries` and `keys` packed positions per image."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    channels = query.shape[-1]
-    if channels % 8:  # the kernel takes multiples of 8
-        query, key, value = (F.pad(of, (0, -channels % 8)) for of in (query, key, value))
-    query_ends, key_ends = (
-        F.pad(torch.tensor(counts, dtype=torch.int32, device=query.device).cumsum(0, dtype=torch.int32), (1, 0))
-        for counts in (queries, keys)
-    )
-    out = varlen_attn(
-        query, key, value, query_ends, key_ends, max(queries), max(keys),
-        scale=channels**-0.5, window_size=(-1, 0) if causal else (-1, -1),
-    )  # fmt: skip
-    assert isinstance(out, Tensor)
-    return out[..., :channels]
+    ends = ends_of(queries, query.device), ends_of(keys, query.device)
+    return variable_length_attention(query, key, value, *ends, (max(queries), max(keys)), causal=causal)

@@ -73,6 +73,14 @@ class TokenMerger(nn.Module):
             x = block(x, memory, kept, 1 - keep)
         return self.norm(x)
 
+    def tokens(self, features: Tensor, keep_mask: Tensor, *, masked: bool = False) -> Tensor:
+        """What the kept patches become, [token, width], image after image in raster order.
+
+        `features` [batch, patch, width], `keep_mask` [batch, patch] of bools. `masked` computes every patch under masks, as released,
+        instead of the kept ones alone.
+        """
+        return self(features, keep_mask.to(features.dtype))[keep_mask] if masked else self.merge_kept(features, keep_mask)
+
     def merge_kept(self, features: Tensor, keep_mask: Tensor) -> Tensor:
         """The kept patches' rows of `forward`, computed on kept patches alone: [token, width], image after image in raster order.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lavit_dist.models.attention import attention
+from lavit_dist.models.variable_length import has_variable_length_kernel, variable_length_attention
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,16 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, documents: Packe
 
     Returns [seq, batch, head x channel]. Fewer groups than heads is grouped-query attention.
     """
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if has_variable_length_kernel(query):
         return _variable_length(query, key, value, documents)
     return _bucketed(query, key, value, documents)
 
 
 def _variable_length(query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     seq, batch = query.shape[:2]
     query, key, value = (t.transpose(0, 1).flatten(0, 1) for t in (query, key, value))
     lengths, longest = documents.cumulative_lengths, documents.max_length
-    grouped = key.shape[1] != query.shape[1]
-    out: Tensor = varlen_attn(query, key, value, lengths, lengths, longest, longest, window_size=(-1, 0), enable_gqa=grouped)  # type: ignore[assignment]
+    out = variable_length_attention(query, key, value, lengths, lengths, (longest, longest), causal=True)
     return out.unflatten(0, (batch, seq)).transpose(0, 1).flatten(2)
 
 

@@ -55,9 +55,7 @@ class UnderstandingEncoder(nn.Module):
         `features` [batch, patch, width], `keep_mask` [batch, patch] of bools. `masked` runs the merger as released, on every
         patch under masks, instead of on the kept ones alone.
         """
-        merger = self.causal_encoder
-        merged = merger(features, keep_mask.to(features.dtype))[keep_mask] if masked else merger.merge_kept(features, keep_mask)
-        return self.vit_proj(merged)
+        return self.vit_proj(self.causal_encoder.tokens(features, keep_mask, masked=masked))
 
 
 class VisualTokenizer(nn.Module):
@@ -104,11 +102,7 @@ class VisualTokenizer(nn.Module):
         (`TokenMerger.merge_kept`).
         """
         keep_mask = self.choose(features, gumbel_noise)
-        merged = (
-            self.merger(features, keep_mask.to(features.dtype))[keep_mask]
-            if masked
-            else self.merger.merge_kept(features, keep_mask)
-        )
+        merged = self.merger.tokens(features, keep_mask, masked=masked)
         return TokenizedImages(list(self.codes_of(merged).split(keep_mask.sum(-1).tolist())), keep_mask)
 
     def codes_of(self, merged: Tensor) -> Tensor:

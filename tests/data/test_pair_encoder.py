@@ -1,32 +1,23 @@
 """From tars to documents: one per caption, the same in any batch, and every bad sample written down."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from lavit_dist.config.model import (
-    CodebookConfig,
-    MergerConfig,
-    TokenizerDecoderConfig,
-    VisionEncoderConfig,
-    VisualTokenizerConfig,
-)
+from lavit_dist.config.model import CodebookConfig
 from lavit_dist.data.id_shard import IMAGE, TEXT
 from lavit_dist.data.pair_encoder import PairEncoder
 from lavit_dist.data.text_tokenizer import train_text_tokenizer
 from lavit_dist.models.inference import freeze_for_inference
 from lavit_dist.models.initialisation import initialise
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
+from tests.small_tokenizer import SMALL
 
-CONFIG = VisualTokenizerConfig(
-    encoder=VisionEncoderConfig(image_size=32, patch_size=8, width=32, layers=1, head_width=16, mlp_hidden=32, head_out=16),
-    merger=MergerConfig(layers=1, heads=2, mlp_hidden=32),
-    codebook=CodebookConfig(size=64, dim=8),
-    decoder=TokenizerDecoderConfig(depth=1, heads=2, mlp_hidden=32, unet_dim=16),
-)
+CONFIG = dataclasses.replace(SMALL, codebook=CodebookConfig(size=64, dim=8))
 
 
 @pytest.fixture(scope="module")

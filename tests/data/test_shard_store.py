@@ -7,6 +7,8 @@ import sys
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -27,7 +29,7 @@ class Unreliable(MemoryFileSystem):
     """An fsspec file system in memory of which the next `failures` downloads fail, or end early."""
 
     protocol = "unreliable"
-    store: dict = {}  # noqa: RUF012
+    store: ClassVar[dict] = {}
     failures = 0
     downloads = 0
     cut = False
@@ -42,8 +44,7 @@ class Unreliable(MemoryFileSystem):
             type(self).failures -= 1
             if not self.cut:
                 raise ConnectionResetError("reset by peer")
-            with open(lpath, "wb") as file:  # noqa: PTH123
-                file.write(self.cat_file(rpath)[:700])
+            Path(lpath).write_bytes(self.cat_file(rpath)[:700])
             return
         super().get_file(rpath, lpath, **options)
 

@@ -11,13 +11,6 @@ import yaml
 
 from lavit_dist.checkpoint.official import save_visual_tokenizer, tokenizer_digest
 from lavit_dist.config.make_shapes import MakeShapesConfig
-from lavit_dist.config.model import (
-    CodebookConfig,
-    MergerConfig,
-    TokenizerDecoderConfig,
-    VisionEncoderConfig,
-    VisualTokenizerConfig,
-)
 from lavit_dist.data.id_shard import Encoding, write_id_shard
 from lavit_dist.data.manifest import write_manifest
 from lavit_dist.data.pair_encoder import PairEncoder
@@ -26,13 +19,9 @@ from lavit_dist.data.text_tokenizer import train_text_tokenizer
 from lavit_dist.data.vocabulary import Vocabulary
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 from pipelines.make_shapes import make_shapes
+from tests.small_tokenizer import SMALL
 
-VISUAL = VisualTokenizerConfig(
-    encoder=VisionEncoderConfig(image_size=32, patch_size=8, width=32, layers=2, head_width=8, mlp_hidden=64, head_out=16),
-    merger=MergerConfig(layers=1, heads=4, mlp_hidden=64),
-    codebook=CodebookConfig(size=24, dim=8),
-    decoder=TokenizerDecoderConfig(depth=1, heads=4, mlp_hidden=64, unet_dim=16),
-)
+VISUAL = SMALL
 LLAMA = {
     "hidden_size": 32,
     "intermediate_size": 64,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from lavit_dist.config.model import CodebookConfig, MergerConfig, TokenizerDecoderConfig, VisionEncoderConfig, VisualTokenizerConfig
+from lavit_dist.config.model import CodebookConfig
 from lavit_dist.data.image import to_image
 from lavit_dist.data.named_pictures import list_pictures, read_pictures
 from lavit_dist.data.pair_writer import EncodedPair, write_shard
@@ -21,13 +22,9 @@ from lavit_dist.evaluation.inspection import Inspection, Inspector
 from lavit_dist.evaluation.inspection_panels import OUTSIDE, maps, patch_row, thumb
 from lavit_dist.evaluation.inspection_words import describe_codes
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
+from tests.small_tokenizer import SMALL
 
-CONFIG = VisualTokenizerConfig(
-    encoder=VisionEncoderConfig(image_size=32, patch_size=8, width=32, layers=1, head_width=8, mlp_hidden=32, head_out=8),
-    merger=MergerConfig(layers=1, heads=4, mlp_hidden=32),
-    codebook=CodebookConfig(size=8, dim=4),
-    decoder=TokenizerDecoderConfig(depth=1, heads=4, mlp_hidden=32, unet_dim=8),
-)
+CONFIG = dataclasses.replace(SMALL, codebook=CodebookConfig(size=8, dim=4))
 
 
 @pytest.fixture(scope="module")

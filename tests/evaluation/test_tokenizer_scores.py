@@ -8,7 +8,7 @@ from lavit_dist.models.initialisation import initialise
 from lavit_dist.models.selector import keyed_gumbel_noise
 from lavit_dist.models.tokenizer_losses import reconstruction_error
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
-from tests.models.conftest import SMALL
+from tests.small_tokenizer import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from lavit_dist.models.autoencoder import FeatureAutoencoder
 from lavit_dist.models.selector import gumbel_noise, select_some
 from lavit_dist.models.tokenizer_losses import reconstruction_error
-from tests.models.conftest import SMALL
+from tests.small_tokenizer import SMALL
 
 PATCHES, WIDTH = SMALL.encoder.num_patches, SMALL.encoder.width
 

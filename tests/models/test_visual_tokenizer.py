@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lavit_dist.models.merger import TokenMerger
 from lavit_dist.models.selector import keyed_gumbel_noise
-from tests.models.conftest import SMALL
+from tests.small_tokenizer import SMALL
 
 PATCHES, WIDTH = SMALL.encoder.num_patches, SMALL.encoder.width
 

@@ -144,7 +144,9 @@ def test_nothing_is_judged_in_the_grace_after_start_resumption_and_quantizer(cap
 
 
 def test_codes_that_so_few_tokens_could_not_use_are_not_missed(caplog: pytest.LogCaptureFixture) -> None:
-    few = lambda *_: {"images": 2.0, "codes_used": 0.3, "perplexity": 60.0}  # noqa: E731
+    def few(*_: int) -> dict[str, float]:
+        return {"images": 2.0, "codes_used": 0.3, "perplexity": 60.0}
+
     assert watch(altered(few), caplog)
     assert not watch(altered(few), caplog, setup=Setup(codebook_size=16384, keep_ratio=1 / 3, usage_window_steps=20))
 
