@@ -104,4 +104,4 @@ def test_loading_a_tower_takes_little_more_memory_than_its_weights(tmp_path, suf
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     ratio, payload = map(float, output.split())
     assert payload > 3e8
-    assert 0.9 < ratio < 1.3
+    assert 0.9 < ratio < 1.6  # a second copy would be 2; maps of 64 MB and what the process itself takes vary with the machine
