@@ -67,7 +67,10 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
         "gradient_accumulation_steps": micro_batches,
         "optimizer": deepspeed_optimizer(config.optimizer),
         "gradient_clipping": config.optimizer.gradient_clipping,
-        "zero_optimization": {"stage": config.parallel.zero_stage},
+        # by default whole buckets are all-reduced, which sends twice what reducing each part to its owner does
+        "zero_optimization": {"stage": config.parallel.zero_stage, "use_multi_rank_bucket_allreduce": False},
+        # None would round to bf16 what data-parallel ranks add up
+        "communication_data_type": "fp32",
         "bf16": {"enabled": config.precision == "bf16"},
         # None would accumulate the gradients of bf16 weights in bf16
         "data_types": {"grad_accum_dtype": "fp32"},
