@@ -58,7 +58,5 @@ class CollectiveCounter(TorchDispatchMode):
         self.sent[self.axes.get(ranks, "several"), name] += sent
 
 
-
-
 def _bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tree_leaves(tensors) if isinstance(tensor, torch.Tensor))

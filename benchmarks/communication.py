@@ -23,7 +23,7 @@ from ranks import run_ranks
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ParallelConfig, PretrainConfig
 from lavit_dist.config.training import OptimizerConfig
-from lavit_dist.data.vocabulary import Vocabulary
+from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.communication_cost import Stage, StepSizes, Traffic, least_traffic
 from lavit_dist.parallel.topology import Layout
 
@@ -120,14 +120,16 @@ def measure(name: str) -> Counted:
         sent.setdefault(axis, Counter())[operation] += count / layout.world_size
     sizes = StepSizes(
         model=MODEL,
-        vocabulary_size=VOCABULARY.padded_size,
+        vocabulary_size=sum(table.padded_size for table in VOCABULARY.tables),
         micro_batch_tokens=config.seq_len * config.micro_batch_size,
         micro_batches=MICRO_BATCHES,
         element_bytes=2 if config.precision == "bf16" else 4,
         zero_stage=config.parallel.zero_stage,
     )
     last = MODEL.num_layers + 2
-    stages = [Stage(min(stop, last - 1) - max(start, 1), start == 0, stop == last) for start, stop in (of["layers"] for of in facts)]
+    stages = [
+        Stage(min(stop, last - 1) - max(start, 1), start == 0, stop == last) for start, stop in (of["layers"] for of in facts)
+    ]
     least = [least_traffic(sizes, layout, stage) for stage in stages]
     mean = Traffic(*(sum(axis) / len(least) for axis in zip(*least, strict=True)))
     return Counted({axis: dict(counts) for axis, counts in sent.items()}, mean)
@@ -140,7 +142,7 @@ def report(names: list[str]) -> Iterator[str]:
     yield (
         f"`python benchmarks/communication.py`, {datetime.date.today():%-d %B %Y}, gloo processes on one machine, commit {commit}."
         f" LLaMA of width {MODEL.hidden_size}, {MODEL.num_layers} layers, {MODEL.ffn_hidden_size} hidden, vocabulary"
-        f" {VOCABULARY.padded_size:,}; {MICRO_BATCHES} micro-batches of {MODEL.max_position_embeddings} tokens on each"
+        f" {VOCABULARY.size:,}; {MICRO_BATCHES} micro-batches of {MODEL.max_position_embeddings} tokens on each"
         " data-parallel rank; MB that a rank sends on the mean, as rings send them, and the ratio to the least.\n"
     )
     yield "| ranks | tensor | pipeline | data | ZeRO | precision | tensor MB | data MB | pipe MB | rest MB | sent / least | operations |"
@@ -148,7 +150,14 @@ def report(names: list[str]) -> Iterator[str]:
     for name in names:
         config, layout = pretrain_config(name)
         counted = measure(name)
-        cells = [layout.world_size, layout.tensor_size, layout.pipe_size, layout.data_size, config.parallel.zero_stage, config.precision]
+        cells = [
+            layout.world_size,
+            layout.tensor_size,
+            layout.pipe_size,
+            layout.data_size,
+            config.parallel.zero_stage,
+            config.precision,
+        ]
         cells += [axis_cell(counted, axis) for axis in Traffic._fields]
         operations = sorted({operation.strip("_") for axis in Traffic._fields for operation in counted.sent.get(axis, {})})
         cells += [f"{counted.by_axis('several') / 1e6:.3f}", f"{counted.ratio:.3f}", ", ".join(operations)]

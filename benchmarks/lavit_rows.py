@@ -12,7 +12,7 @@ from packing import lavit_lengths
 from lavit_dist.data.micro_batch import MicroBatch, lay_out
 from lavit_dist.data.packing import best_fit_decreasing
 from lavit_dist.data.rows import GlobalBatches
-from lavit_dist.data.vocabulary import Vocabulary
+from lavit_dist.models.vocabulary import Vocabulary
 
 LAVIT = Vocabulary(text_size=32_000, codebook_size=16_384)
 EOS_ID = 2
@@ -33,7 +33,9 @@ class LavitBatches(GlobalBatches):
         lengths = lengths[lengths <= seq_len]
         row_of = best_fit_decreasing(lengths, seq_len)
         order = rng.permutation(int(row_of.max()) + 1)[:global_batch_size]  # packing leaves rows of like documents side by side
-        self.row_documents = [[self._document(rng, int(length)) for length in rng.permutation(lengths[row_of == row])] for row in order]
+        self.row_documents = [
+            [self._document(rng, int(length)) for length in rng.permutation(lengths[row_of == row])] for row in order
+        ]
 
     @property
     def documents(self) -> list[NDArray[np.int64]]:

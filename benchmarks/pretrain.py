@@ -99,7 +99,7 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
     """The tables in Markdown."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     batches, llama = LavitBatches(arguments.rows, arguments.seq_len), pretrain_config(arguments, "fp32").model
-    table = batches.rows.vocabulary.padded_size * llama.hidden_size
+    table = batches.rows.vocabulary.size * llama.hidden_size
     weights = llama.num_layers * block_parameters(llama) + 2 * table
     clock = "processor time" if arguments.threads == 1 else "wall-clock time"
     yield "# Pretraining step\n"
@@ -107,7 +107,7 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
         f"`{' '.join(['python', *sys.argv])}`, {datetime.date.today():%-d %B %Y}, {arguments.threads} of {os.cpu_count()} cores of"
         f" {machine('cpu').split(' cores of ')[-1]}, commit {commit}. LLaMA of {weights / 1e6:.0f} M weights: width {llama.hidden_size},"
         f" {llama.num_layers} layers, {llama.num_attention_heads} heads, {llama.ffn_hidden_size} hidden, vocabulary"
-        f" {batches.rows.vocabulary.padded_size:,}. A step has {len(batches.documents)} documents, {batches.tokens:,} tokens, in"
+        f" {batches.rows.vocabulary.size:,}. A step has {len(batches.documents)} documents, {batches.tokens:,} tokens, in"
         f" {arguments.rows} rows of {arguments.seq_len}, {arguments.micro_batch} at a time; medians of {arguments.rounds} steps of"
         f" {clock}, the sides taking turns.\n"
     )
@@ -128,7 +128,12 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
 
 def row(name: str, side: Side, reference: Side, tokens: int) -> str:
     ratio = statistics.median(theirs / ours for theirs, ours in zip(side.seconds, reference.seconds, strict=True))
-    cells: list[Any] = [name, f"{tokens / statistics.median(side.seconds):.0f}", f"{tokens / min(side.seconds):.0f}", f"{ratio:.2f}"]
+    cells: list[Any] = [
+        name,
+        f"{tokens / statistics.median(side.seconds):.0f}",
+        f"{tokens / min(side.seconds):.0f}",
+        f"{ratio:.2f}",
+    ]
     return "| " + " | ".join([*cells, f"{side.steps[-1]['memory_gib']:.2f}", f"{side.steps[0]['loss']:.5f}"]) + " |"
 
 
@@ -151,10 +156,12 @@ def main() -> None:
     if arguments.side:
         work(arguments.side, pretrain_config(arguments, arguments.precision[0]), arguments.threads == 1)
         return
-    text = "\n".join(report(arguments))
-    print(text)
+    lines = []
+    for line in report(arguments):
+        print(line, flush=True)
+        lines.append(line)
     if arguments.output:
-        arguments.output.write_text(text + "\n")
+        arguments.output.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

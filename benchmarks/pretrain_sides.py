@@ -12,7 +12,8 @@ from lavit_rows import LavitBatches
 from torch import Tensor, nn
 
 from lavit_dist.config.pretrain import PretrainConfig
-from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, block_name, block_shapes, initial_weight
+from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, NEW_EMBEDDING, NEW_HEAD, block_name, block_shapes, initial_weight
+from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.distributed import init_distributed
 from lavit_dist.parallel.lean_imports import import_megatron
 from lavit_dist.parallel.topology import Layout, init_model_parallel
@@ -34,7 +35,7 @@ def ours(config: PretrainConfig, batches: LavitBatches) -> Step:
 
 def hf_padded(config: PretrainConfig, batches: LavitBatches) -> Step:
     """transformers' LLaMA on documents padded to the longest of their batch; as many documents in a batch as a micro-batch of rows has."""
-    model, optimizer = _hf_model(config)
+    model, optimizer = _hf_model(config, batches.rows.vocabulary)
     documents = batches.documents
     per_batch = len(documents) * config.micro_batch_size // config.global_batch_size
     inputs = []
@@ -51,7 +52,7 @@ def hf_packed(config: PretrainConfig, batches: LavitBatches) -> Step:
 
     Its path without any mask needs FlashAttention, and so a GPU.
     """
-    model, optimizer = _hf_model(config)
+    model, optimizer = _hf_model(config, batches.rows.vocabulary)
     inputs = []
     for batch in batches.micro_batches(0, 0, 1, 1):  # it finds documents in rows of one each
         labels = batch.tokens.masked_fill((batch.position_ids == 0) | (batch.document_ids < 0), IGNORED)
@@ -75,12 +76,12 @@ def megatron(config: PretrainConfig, batches: LavitBatches) -> Step:
     model = GPTModel(
         _transformer_config(llama),
         get_gpt_layer_local_spec(normalization="RMSNorm"),
-        vocab_size=vocabulary.padded_size,
+        vocab_size=vocabulary.size,
         max_sequence_length=config.seq_len,
         position_embedding_type="rope",
         rotary_base=int(llama.rope_theta),
     )
-    weights = _initial_weights(config, vocabulary.padded_size)
+    weights = _initial_weights(config, vocabulary)
     state = {
         "embedding.word_embeddings.weight": weights[EMBEDDING],
         "decoder.final_layernorm.weight": weights[FINAL_NORM],
@@ -150,14 +151,14 @@ def _one_process(config: PretrainConfig) -> Layout:
     return layout
 
 
-def _hf_model(config: PretrainConfig) -> tuple[Any, Optimizer]:
+def _hf_model(config: PretrainConfig, vocabulary: Vocabulary) -> tuple[Any, Optimizer]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     llama = config.model
     hf = LlamaConfig(
-        vocab_size=LavitBatches(1, config.seq_len).rows.vocabulary.padded_size,
+        vocab_size=vocabulary.size,
         hidden_size=llama.hidden_size,
         intermediate_size=llama.ffn_hidden_size,
         num_hidden_layers=llama.num_layers,
@@ -169,7 +170,7 @@ def _hf_model(config: PretrainConfig) -> tuple[Any, Optimizer]:
         attn_implementation="sdpa",
     )
     model = LlamaForCausalLM(hf)
-    _check_loaded(model.load_state_dict(_initial_weights(config, hf.vocab_size), strict=False))
+    _check_loaded(model.load_state_dict(_initial_weights(config, vocabulary), strict=False))
     model.to(_dtype(config)).train()
     return model, Optimizer(model, config)
 
@@ -184,14 +185,20 @@ def _hf_step(model: Any, optimizer: Optimizer, inputs: list[dict[str, Tensor]], 
     return total
 
 
-def _initial_weights(config: PretrainConfig, vocabulary_size: int) -> dict[str, Tensor]:
-    """All weights under Hugging Face's names."""
+def _initial_weights(config: PretrainConfig, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    """All weights under Hugging Face's names, as our engine starts with them."""
     llama = config.model
-    shapes: dict[str, tuple[int, ...]] = {name: (vocabulary_size, llama.hidden_size) for name in (EMBEDDING, HEAD)}
-    shapes[FINAL_NORM] = (llama.hidden_size,)
+    shapes: dict[str, tuple[int, ...]] = {FINAL_NORM: (llama.hidden_size,)}
     for index in range(llama.num_layers):
         shapes |= {block_name(index, name): shape for name, shape in block_shapes(llama).items()}
-    return {name: initial_weight(llama, name, shape, config.seed) for name, shape in shapes.items()}
+    weights = {name: initial_weight(llama, name, shape, config.seed) for name, shape in shapes.items()}
+    for name, new in ((EMBEDDING, NEW_EMBEDDING), (HEAD, NEW_HEAD)):
+        rows = (
+            initial_weight(llama, of, (table.size, llama.hidden_size), config.seed)
+            for of, table in zip((name, new), vocabulary.tables, strict=True)
+        )
+        weights[name] = torch.cat(list(rows))
+    return weights
 
 
 def _check_loaded(keys: Any) -> None:
