@@ -24,7 +24,10 @@ def reduce_to_owners(engine: Any) -> None:
 def _reduce_scatter(optimizer: BF16_Optimizer) -> None:
     """Averages this rank's part over its data-parallel peers and clears the others, so that all ranks' norms add up."""
     parts = zip(
-        optimizer.fp32_groups_gradients_flat, optimizer.fp32_groups_gradient_flat_partition, optimizer.real_dp_process_group
+        optimizer.fp32_groups_gradients_flat,
+        optimizer.fp32_groups_gradient_flat_partition,
+        optimizer.real_dp_process_group,
+        strict=True,
     )
     for gradients, mine, group in parts:
         if dist.get_world_size(group) > 1:
