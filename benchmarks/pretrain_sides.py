@@ -12,9 +12,10 @@ from lavit_rows import LavitBatches
 from torch import Tensor, nn
 
 from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.data.micro_batch import MicroBatch
 from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, NEW_EMBEDDING, NEW_HEAD, block_name, block_shapes, initial_weight
 from lavit_dist.models.vocabulary import Vocabulary
-from lavit_dist.parallel.distributed import init_distributed
+from lavit_dist.parallel.distributed import device, init_distributed
 from lavit_dist.parallel.lean_imports import import_megatron
 from lavit_dist.parallel.topology import Layout, init_model_parallel
 
@@ -91,10 +92,10 @@ def megatron(config: PretrainConfig, batches: LavitBatches) -> Step:
         block = {name: weights[block_name(index, name)] for name in block_shapes(llama)}
         state |= {f"decoder.layers.{index}.{name}": weight for name, weight in cut_block(block, llama, 0, 1).items()}
     _check_loaded(model.load_state_dict(state, strict=False))
-    model.to(_dtype(config))
+    model.to(device(), _dtype(config))
     optimizer = Optimizer(model, config)
-    micro_batches = batches.micro_batches(0, 0, 1, config.micro_batch_size)
-    causal = torch.ones(config.seq_len, config.seq_len, dtype=torch.bool).triu(1)
+    micro_batches = [_on_device(batch) for batch in batches.micro_batches(0, 0, 1, config.micro_batch_size)]
+    causal = torch.ones(config.seq_len, config.seq_len, dtype=torch.bool, device=device()).triu(1)
     masks = [(causal | (b.document_ids[:, None] != b.document_ids[:, :, None]))[:, None] for b in micro_batches]
 
     def step() -> float:
@@ -143,6 +144,10 @@ SIDES: dict[str, Callable[[PretrainConfig, LavitBatches], Step]] = {
 }
 
 
+def _on_device(batch: MicroBatch) -> MicroBatch:
+    return MicroBatch(**{name: tensor.to(device()) for name, tensor in vars(batch).items()})
+
+
 def _one_process(config: PretrainConfig) -> Layout:
     init_distributed(config.num_threads)
     import_megatron()
@@ -171,13 +176,14 @@ def _hf_model(config: PretrainConfig, vocabulary: Vocabulary) -> tuple[Any, Opti
     )
     model = LlamaForCausalLM(hf)
     _check_loaded(model.load_state_dict(_initial_weights(config, vocabulary), strict=False))
-    model.to(_dtype(config)).train()
+    model.to(device(), _dtype(config)).train()
     return model, Optimizer(model, config)
 
 
 def _hf_step(model: Any, optimizer: Optimizer, inputs: list[dict[str, Tensor]], supervised: int) -> float:
     total = 0.0
     for batch in inputs:
+        batch = {name: tensor.to(device()) for name, tensor in batch.items()}
         loss = model(**batch, num_items_in_batch=supervised).loss
         loss.backward()
         total += loss.item()
