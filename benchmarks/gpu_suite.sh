@@ -18,6 +18,7 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 {
   printf '# The language model on one GPU\n\n'
+  # shellcheck disable=SC2016 # backquotes of Markdown
   printf '`benchmarks/gpu_suite.sh %s`, %s, commit %s.\n\n' "${dry[*]:-}" "$(date -u '+%-d %B %Y')" "$(git rev-parse --short HEAD)"
 } | tee "$out"
 

@@ -21,7 +21,24 @@ def test_tokenizer_inference_compares_both_sides_in_each_precision(repo_root, tm
 
 
 def test_pretraining_sides_begin_with_the_same_loss(repo_root, tmp_path):
-    sizes = "--width 64 --layers 2 --heads 2 --hidden 128 --seq-len 256 --rows 2 --rounds 1 --precision fp32".split()
+    sizes = [
+        "--width",
+        "64",
+        "--layers",
+        "2",
+        "--heads",
+        "2",
+        "--hidden",
+        "128",
+        "--seq-len",
+        "256",
+        "--rows",
+        "2",
+        "--rounds",
+        "1",
+        "--precision",
+        "fp32",
+    ]
     table = _run(repo_root, tmp_path, "pretrain.py", *sizes)
     losses = [
         float(line.split("|")[-2]) for line in table.splitlines() if line.startswith("| ") and line.rstrip(" |")[-1].isdigit()
