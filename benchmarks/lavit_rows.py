@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from packing import lavit_lengths
 
 from lavit_dist.data.micro_batch import MicroBatch, lay_out
-from lavit_dist.data.packing import best_fit_decreasing
 from lavit_dist.data.rows import GlobalBatches
 from lavit_dist.models.vocabulary import Vocabulary
 
@@ -18,10 +17,8 @@ LAVIT = Vocabulary(text_size=32_000, codebook_size=16_384)
 EOS_ID = 2
 CODES_SHARE = 0.8
 """Of a document's tokens (90 codes of 112)."""
-POOL = 64
-"""Rows that are packed together, at least; a step trains on some of them."""
-FULL = 0.98
-"""Rows with fewer tokens are left out: of a small pool's they are many, of training's 65,536 documents a handful."""
+DRAWN = 40
+"""Documents that are drawn per row; about 18 fill it."""
 
 
 class LavitBatches(GlobalBatches):
@@ -31,14 +28,14 @@ class LavitBatches(GlobalBatches):
         self.global_batch_size, self.seq_len = global_batch_size, seq_len
         self.rows: Any = SimpleNamespace(vocabulary=vocabulary, eos_id=EOS_ID)
         rng = np.random.default_rng(seed)
-        lengths = lavit_lengths(max(POOL, global_batch_size) * seq_len // 100, seed)
-        lengths = lengths[lengths <= seq_len]
-        row_of = best_fit_decreasing(lengths, seq_len)
-        full = np.flatnonzero(np.bincount(row_of, weights=lengths) >= FULL * seq_len)
-        order = rng.permutation(full)[:global_batch_size]  # packing leaves rows of like documents side by side
-        self.row_documents = [
-            [self._document(rng, int(length)) for length in rng.permutation(lengths[row_of == row])] for row in order
-        ]
+        self.row_documents: list[list[NDArray[np.int64]]] = [[] for _ in range(global_batch_size)]
+        room = np.full(global_batch_size, seq_len)
+        # First fit of a random stream: a row has documents of all lengths, as a batch of documents that nobody packs would.
+        for length in lavit_lengths(DRAWN * global_batch_size * seq_len // 2048, seed):
+            fits = np.flatnonzero(room >= length)
+            if len(fits):
+                room[fits[0]] -= length
+                self.row_documents[fits[0]].append(self._document(rng, int(length)))
 
     @property
     def documents(self) -> list[NDArray[np.int64]]:
