@@ -5,15 +5,19 @@ The released LaVIT has numbers for them and no names; these are ours. They are s
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from lavit_dist.data.text_tokenizer import FAST_FILE
+from lavit_dist.data.text_tokenizer import CONFIG_FILE, FAST_FILE
 from lavit_dist.errors import check
+from lavit_dist.files import read_json, write_atomically
 from lavit_dist.models.vocabulary import Vocabulary
 
+MODEL_FILES = ("config.json", "generation_config.json", "lavit.json")
+WEIGHTS = (".safetensors", ".bin", ".index.json")
 IMAGE_START, IMAGE_END = "[IMG]", "[/IMG]"
 
 
@@ -23,7 +27,7 @@ def image_tokens(vocabulary: Vocabulary) -> list[str]:
 
 
 def write_mixed_tokenizer(text_tokenizer: Path, folder: Path, vocabulary: Vocabulary) -> None:
-    """Writes tokenizer.json, with the image tokens, to `folder`, which holds the other files of `text_tokenizer` already.
+    """Writes the files of `text_tokenizer` to `folder`, and among them a tokenizer.json with the image tokens.
 
     Raises `UserError` when the text tokenizer has another number of ids than `vocabulary`, or such tokens of its own.
     """
@@ -42,15 +46,19 @@ def write_mixed_tokenizer(text_tokenizer: Path, folder: Path, vocabulary: Vocabu
             f"The text tokenizer {text_tokenizer} gives {token} the id {tokenizer.token_to_id(token)} in place of {expected}; rename its"
             " own tokens of that kind.",
         )
-    (folder / FAST_FILE).unlink(missing_ok=True)
-    tokenizer.save(str(folder / FAST_FILE))
+    copy_text_tokenizer(text_tokenizer, folder)
+    path = folder / CONFIG_FILE
+    settings = read_json(path, "restore it") if path.exists() else {}
+    # The classes of single models, such as LlamaTokenizer, build a tokenizer of their own and leave tokens of tokenizer.json out.
+    write_atomically(path, json.dumps(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=1).encode())
+    write_atomically(folder / FAST_FILE, tokenizer.to_str().encode())
 
 
-def copy_text_tokenizer(text_tokenizer: Path, folder: Path, left_out: tuple[str, ...] = ()) -> None:
-    """Copies the files of a tokenizer's folder, without weights and without what `left_out` names."""
+def copy_text_tokenizer(text_tokenizer: Path, folder: Path) -> None:
+    """Copies a tokenizer's files. A folder may hold a model beside them, which is left where it is."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in text_tokenizer.iterdir():
-        if path.is_file() and path.name not in left_out and path.suffix not in (".safetensors", ".bin"):
+        if path.is_file() and path.name not in MODEL_FILES and not path.name.endswith(WEIGHTS):
             shutil.copyfile(path, folder / path.name)
 
 
