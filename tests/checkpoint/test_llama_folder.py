@@ -101,7 +101,7 @@ def test_wrong_tensors_are_named_in_one_sentence(save_llama, tmp_path):
 def test_an_untied_head_must_be_there(save_llama, tmp_path):
     save_llama(tmp_path)
     change_weights(tmp_path, {HEAD: None})
-    with pytest.raises(UserError, match="missing lm_head.weight"):
+    with pytest.raises(UserError, match=r"missing lm_head\.weight"):
         LlamaFolder(tmp_path)
 
 
@@ -149,7 +149,7 @@ def test_a_missing_file_is_named(save_llama, tmp_path):
     (tmp_path / "llama" / "pytorch_model-00002-of-00005.bin").unlink()
     with pytest.raises(UserError, match=r"files that are missing: pytorch_model-00002-of-00005\.bin"):
         LlamaFolder(tmp_path / "llama")
-    with pytest.raises(UserError, match="it has no config.json"):
+    with pytest.raises(UserError, match=r"it has no config\.json"):
         LlamaFolder(tmp_path)
     change_config(tmp_path / "llama")
     (tmp_path / "llama" / "pytorch_model.bin.index.json").unlink()
