@@ -15,6 +15,7 @@ from lavit_dist.checkpoint.llama_folder import LAVIT, LlamaFolder
 from lavit_dist.checkpoint.official import load_codebook
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.parameters import NewRows
+from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.errors import check
 from lavit_dist.models.llama import EMBEDDING, HEAD, NEW_EMBEDDING, NEW_HEAD, initial_weight
 from lavit_dist.models.new_rows import RowStatistics, mean_noise_rows, projected_rows, row_statistics
@@ -24,6 +25,21 @@ logger = logging.getLogger(__name__)
 STATISTICS_ROWS = 4096
 """Rows of a table that are in memory at a time while their statistics are taken."""
 TABLE_OF_NEW_ROWS = {NEW_EMBEDDING: EMBEDDING, NEW_HEAD: HEAD}
+
+
+def llama_source(config: PretrainConfig, vocabulary: Vocabulary, digest: str) -> LlamaSource | None:
+    """What `config.init_from` gives a run over ids of the visual tokenizer `digest`; None without it."""
+    if config.init_from is None:
+        return None
+    return LlamaSource(
+        LlamaFolder(config.init_from),
+        config.model,
+        vocabulary,
+        new_rows=config.new_rows,
+        visual_tokenizer=config.visual_tokenizer,
+        digest=digest,
+        seed=config.seed,
+    )
 
 
 class LlamaSource:
@@ -37,9 +53,13 @@ class LlamaSource:
         *,
         new_rows: NewRows = "mean_noise",
         visual_tokenizer: str | Path | None = None,
+        digest: str | None = None,
         seed: int = 0,
     ) -> None:
-        """Raises `UserError` unless `folder` holds `model`, and at least the text rows of `vocabulary`."""
+        """`visual_tokenizer` is the folder that new rows may be projected from, `digest` is that of the one that made the run's ids.
+
+        Raises `UserError` unless `folder` holds `model`, and at least the text rows of `vocabulary`.
+        """
         folder.check_model(model)
         self.folder = folder
         self.model = model
@@ -47,7 +67,7 @@ class LlamaSource:
         self.new_rows = new_rows
         self.visual_tokenizer = visual_tokenizer
         self.seed = seed
-        self._check_vocabulary()
+        self._check_vocabulary(digest)
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name in TABLE_OF_NEW_ROWS:
@@ -79,9 +99,15 @@ class LlamaSource:
 
         return row_statistics(parts())
 
-    def _check_vocabulary(self) -> None:
+    def _check_vocabulary(self, digest: str | None) -> None:
         ours, theirs, path = self.vocabulary, self.folder.vocabulary, self.folder.path
         if theirs:
+            trained_with = (self.folder.lavit or {}).get("visual_tokenizer_digest", digest)
+            check(
+                digest is None or digest == trained_with,
+                f"init_from {path} was trained on codes of the visual tokenizer {str(trained_with)[:16]}, but the ids are of"
+                f" {str(digest)[:16]}; give ids of the same, or remove {path / LAVIT} to take its text rows alone.",
+            )
             check(
                 theirs == ours and self.folder.rows >= theirs.size,
                 f"init_from {path} has {theirs.text_size} text ids and {theirs.codebook_size} codes in {self.folder.rows} rows, but this"

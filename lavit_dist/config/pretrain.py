@@ -8,6 +8,7 @@ from pydantic import NonNegativeFloat
 
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import LlamaConfig
+from lavit_dist.config.parameters import NewRows, ParametersConfig
 from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
 
@@ -46,6 +47,11 @@ class PretrainConfig:
     """Hugging Face tokenizer folder that the ids were made with."""
     visual_tokenizer: str | None = None
     """Folder of the visual tokenizer that the ids were made with; if given, its digest is compared with theirs."""
+    init_from: str | None = None
+    """Hugging Face LLaMA folder whose weights the run starts from: a text model, or an earlier run's export; None draws them anew."""
+    new_rows: NewRows = "mean_noise"
+    """How rows that init_from lacks, those of [IMG], [/IMG] and codes, begin (benchmarks/new_rows.md)."""
+    parameters: ParametersConfig = ParametersConfig()
     model: LlamaConfig = LlamaConfig()
     parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -72,6 +78,7 @@ class PretrainConfig:
 
     def validate(self) -> None:
         self._check_counts()
+        self._check_start()
         self._check_parallel()
 
     def _check_counts(self) -> None:
@@ -87,6 +94,17 @@ class PretrainConfig:
             self.global_batch_size % self.micro_batch_size == 0,
             f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}; choose a"
             " multiple.",
+        )
+
+    def _check_start(self) -> None:
+        default = type(self).__dataclass_fields__["new_rows"].default
+        check(
+            self.init_from is not None or self.new_rows == default,
+            f"new_rows {self.new_rows} has a meaning beside init_from alone; set init_from, or leave new_rows out.",
+        )
+        check(
+            self.new_rows != "projected" or self.visual_tokenizer is not None,
+            "new_rows projected needs the codes of the visual tokenizer; set visual_tokenizer, or new_rows to mean_noise.",
         )
 
     def _check_parallel(self) -> None:

@@ -15,9 +15,10 @@ from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
 
 from lavit_dist.config.pretrain import PretrainConfig
-from lavit_dist.engine.schedule import deepspeed_optimizer, parameter_groups, scheduler_factory
+from lavit_dist.engine.llama_parameters import freeze, llama_groups
+from lavit_dist.engine.schedule import deepspeed_optimizer, scheduler_factory
 from lavit_dist.models.vocabulary import Vocabulary
-from lavit_dist.parallel.megatron_llama import Head, layer_weights, llama_layers, random_weights
+from lavit_dist.parallel.megatron_llama import Head, Weights, layer_weights, llama_layers
 from lavit_dist.parallel.topology import Layout, ModelParallelUnit, deepspeed_topology
 from lavit_dist.parallel.vocab_loss import LossReport, Targets
 
@@ -44,28 +45,30 @@ class PlainLlama(nn.Sequential):
         return cast("Tensor", cast("Head", self[-1]).projection(super().forward(inputs), targets))
 
 
-def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary) -> tuple[Any, LossReport]:
-    """The engine and what its losses add up to, on every rank of `layout`, whose megatron-core groups exist. Collective."""
+def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary, weights: Weights) -> tuple[Any, LossReport]:
+    """The engine, which starts from `weights`, and what its losses add up to, on every rank of `layout`, whose megatron-core groups
+    exist. Collective."""
     micro_batches = config.global_batch_size // (config.micro_batch_size * layout.data_size)
     report = LossReport()
     layers = llama_layers(
         config.model,
         vocabulary,
-        random_weights(config.model, config.seed),
+        weights,
         averaged_over=micro_batches * layout.data_size,
         z_loss=config.z_loss,
         report=report,
     )
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its topology and partition
         if layout.pipe_size > 1:
-            weights = layer_weights(config.model, vocabulary.size)
-            module: nn.Module = LlamaPipeline(weights, layers=layers, topology=deepspeed_topology(layout))
+            sizes = layer_weights(config.model, vocabulary.size)
+            module: nn.Module = LlamaPipeline(sizes, layers=layers, topology=deepspeed_topology(layout))
             mpu = None  # a PipelineModule brings its own
         else:
             module, mpu = PlainLlama(*(layer.build() for layer in layers)), ModelParallelUnit()
+        freeze(module, config.model, config.parameters, layout)
         engine, *_ = deepspeed.initialize(
             model=module,
-            model_parameters=parameter_groups(module.parameters(), config.optimizer),
+            model_parameters=llama_groups(module, config.optimizer, config.parameters),
             lr_scheduler=scheduler_factory(config.optimizer, config.total_steps),
             mpu=mpu,
             config=_deepspeed_config(config, micro_batches),
