@@ -95,15 +95,15 @@ class LlamaFolder:
         return settings
 
     def _open(self) -> list[TensorFile]:
-        for whole in WHOLE_FILES:
+        for whole in WHOLE_FILES:  # in the order in which transformers looks for them
+            if (self.path / whole).exists():
+                return [TensorFile(self.path / whole)]
             index = self.path / f"{whole}.index.json"
             if index.exists():
                 names = sorted(set(read_json(index, RESTORE).get("weight_map", {}).values()))
                 absent = [name for name in names if not (self.path / name).is_file()]
                 check(bool(names) and not absent, f"{index} names files that are missing: {some(absent)}; {RESTORE}.")
                 return [TensorFile(self.path / name) for name in names]
-            if (self.path / whole).exists():
-                return [TensorFile(self.path / whole)]
         raise UserError(
             f"{self.path} holds no weights: there is neither {' nor '.join(WHOLE_FILES)}, nor an index of several; name another folder."
         )

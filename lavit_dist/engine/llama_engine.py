@@ -14,6 +14,7 @@ from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
 
+from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.engine.llama_parameters import freeze, llama_groups
 from lavit_dist.engine.schedule import deepspeed_optimizer, scheduler_factory
@@ -50,31 +51,38 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
     exist. Collective."""
     micro_batches = config.global_batch_size // (config.micro_batch_size * layout.data_size)
     report = LossReport()
-    layers = llama_layers(
-        config.model,
-        vocabulary,
-        weights,
-        averaged_over=micro_batches * layout.data_size,
-        z_loss=config.z_loss,
-        report=report,
-    )
-    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its topology and partition
-        if layout.pipe_size > 1:
-            sizes = layer_weights(config.model, vocabulary.size)
-            module: nn.Module = LlamaPipeline(sizes, layers=layers, topology=deepspeed_topology(layout))
-            mpu = None  # a PipelineModule brings its own
-        else:
-            module, mpu = PlainLlama(*(layer.build() for layer in layers)), ModelParallelUnit()
-        freeze(module, config.model, config.parameters, layout)
+    loss = {"averaged_over": micro_batches * layout.data_size, "z_loss": config.z_loss, "report": report}
+    module, _ = build_module(config.model, layout, vocabulary, weights, **loss)
+    freeze(module, config.model, config.parameters, layout)
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its settings
         engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=llama_groups(module, config.optimizer, config.parameters),
             lr_scheduler=scheduler_factory(config.optimizer, config.total_steps),
-            mpu=mpu,
+            mpu=None if layout.pipe_size > 1 else ModelParallelUnit(),  # a PipelineModule brings its own
             config=_deepspeed_config(config, micro_batches),
         )
     engine.clip_fp32_gradients = types.MethodType(_clip_fp32_gradients, engine)
     return engine, report
+
+
+def build_module(
+    model: LlamaConfig, layout: Layout, vocabulary: Vocabulary, weights: Weights, **loss: Any
+) -> tuple[nn.Module, Head | None]:
+    """This rank's layers, a stage of a pipeline or all of them, and the head if it is among them; `loss` as in `llama_layers`."""
+    layers = llama_layers(model, vocabulary, weights, **loss)
+    if layout.pipe_size == 1:
+        plain = PlainLlama(*(layer.build() for layer in layers))
+        return plain, cast("Head", plain[-1])
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its topology and partition
+        pipeline = LlamaPipeline(layer_weights(model, vocabulary.size), layers=layers, topology=deepspeed_topology(layout))
+    last = pipeline.forward_funcs[-1]
+    return pipeline, last if isinstance(last, Head) else None
+
+
+def run_stage(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> Any:
+    """What the layers of `module`, from `build_module`, make of the micro-batch, or of what the stage before made of it."""
+    return nn.Sequential.forward(module, inputs) if isinstance(module, PlainLlama) else module(inputs)
 
 
 def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, Any]:
