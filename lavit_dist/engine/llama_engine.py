@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import types
 from typing import Any
 
@@ -11,25 +12,28 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.pipe import LayerSpec, PipelineModule
-from deepspeed.runtime.utils import partition_balanced
 from torch import nn
 
-from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.config.pretrain import ParallelConfig, PretrainConfig
 from lavit_dist.engine.schedule import deepspeed_optimizer, parameter_groups, scheduler_factory
-from lavit_dist.parallel.megatron_llama import layer_weights, llama_layers
+from lavit_dist.parallel.distributed import rank
+from lavit_dist.parallel.megatron_llama import llama_layers
+from lavit_dist.parallel.stages import describe, layer_costs, partition
 from lavit_dist.parallel.topology import Layout, ModelParallelUnit, deepspeed_topology
 from lavit_dist.parallel.vocab_loss import PackedLoss
 
+logger = logging.getLogger(__name__)
+
 
 class LlamaPipeline(PipelineModule):
-    """A pipeline whose stages hold about equal numbers of weights, counted without building the layers."""
+    """A pipeline whose stages hold the layers between `bounds`."""
 
-    def __init__(self, weights: list[int], **arguments: Any) -> None:
-        self._weights = weights
+    def __init__(self, bounds: list[int], **arguments: Any) -> None:
+        self._bounds = bounds
         super().__init__(**arguments)
 
     def _partition_layers(self, method: str = "") -> None:
-        self.parts = partition_balanced(weights=self._weights, num_parts=self.num_stages)
+        self.parts = self._bounds
         self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
 
 
@@ -37,11 +41,11 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary_size: int, p
     """The engine and its loss, on every rank of `layout`, whose megatron-core groups exist. Collective."""
     micro_batches = config.global_batch_size // (config.micro_batch_size * layout.data_size)
     loss = PackedLoss(vocabulary_size, averaged_over=micro_batches * layout.data_size)
-    layers = llama_layers(config.model, padded_size, config.seed)
+    layers = llama_layers(config, padded_size)
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its topology and partition
         if layout.pipe_size > 1:
-            weights = layer_weights(config.model, padded_size)
-            module: nn.Module = LlamaPipeline(weights, layers=layers, topology=deepspeed_topology(layout), loss_fn=loss)
+            bounds = _stage_bounds(config, layout, padded_size)
+            module: nn.Module = LlamaPipeline(bounds, layers=layers, topology=deepspeed_topology(layout), loss_fn=loss)
             mpu = None  # a PipelineModule brings its own
         else:
             module, mpu = _sequential(layers), ModelParallelUnit()
@@ -56,6 +60,14 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary_size: int, p
     return engine, loss
 
 
+def _stage_bounds(config: PretrainConfig, layout: Layout, padded_size: int) -> list[int]:
+    costs = layer_costs(config.model, padded_size, config.seq_len, config.activation_checkpointing)
+    bounds = partition(costs, layout.pipe_size)
+    if rank() == 0:
+        logger.info("%s", describe(bounds, costs))
+    return bounds
+
+
 def _sequential(layers: list[LayerSpec]) -> nn.Module:
     """All layers in one module, under the names that a pipeline gives them."""
     return nn.Sequential(*(layer.build() for layer in layers))
@@ -67,7 +79,9 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
         "gradient_accumulation_steps": micro_batches,
         "optimizer": deepspeed_optimizer(config.optimizer),
         "gradient_clipping": config.optimizer.gradient_clipping,
-        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_optimization": _zero(config.parallel),
+        # DeepSpeed's own Adam for offloaded state is compiled at start, on GPU machines; elsewhere torch's serves
+        "zero_force_ds_cpu_optimizer": torch.cuda.is_available(),
         "bf16": {"enabled": config.precision == "bf16"},
         # None would accumulate the gradients of bf16 weights in bf16
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -76,6 +90,16 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+
+
+def _zero(parallel: ParallelConfig) -> dict[str, Any]:
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    settings: dict[str, Any] = {"stage": parallel.zero_stage}
+    if parallel.offload_optimizer:
+        settings["offload_optimizer"] = host
+    if parallel.offload_parameters:
+        settings["offload_param"] = host
+    return settings
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 What travels between them is `(hidden [seq, batch, width], position_ids, document_ids)`, the last two [batch, seq] of integers:
 masks and rotary angles are made anew on each pipeline stage, because DeepSpeed wants a gradient for every float that it sends.
+Under sequence parallelism `hidden` is a tensor rank's share [seq / tensor, batch, width] of the sequence; the integers stay whole.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import warnings
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from deepspeed.pipe import LayerSpec
 from megatron.core import parallel_state, tensor_parallel
@@ -21,13 +23,14 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lavit_dist.config.model import LlamaConfig
+from lavit_dist.config.pretrain import ActivationCheckpointingConfig, PretrainConfig
 from lavit_dist.models.llama import (
     EMBEDDING,
     HEAD,
     block_name,
-    block_parameters,
     block_shapes,
     initial_weight,
     rotary_angles,
@@ -60,6 +63,7 @@ class Embedding(nn.Module):
 
     def __init__(self, config: TransformerConfig, model: LlamaConfig, vocabulary_size: int, seed: int) -> None:
         super().__init__()
+        self.sequence_parallel = config.sequence_parallel
         self.table = tensor_parallel.VocabParallelEmbedding(
             vocabulary_size, model.hidden_size, init_method=config.init_method, config=config
         )
@@ -68,27 +72,53 @@ class Embedding(nn.Module):
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Hidden:
         """`tokens`, `position_ids`, `document_ids`, each [batch, seq]."""
         tokens, position_ids, document_ids = inputs
-        return self.table(tokens).transpose(0, 1).contiguous(), position_ids, document_ids
+        hidden = self.table(tokens).transpose(0, 1).contiguous()
+        if self.sequence_parallel:
+            hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
+        return hidden, position_ids, document_ids
 
 
 class Block(nn.Module):
-    """A decoder block."""
+    """A decoder block; it recomputes its activations as `recompute` says, and compiles its forward pass if asked to."""
 
-    def __init__(self, config: TransformerConfig, model: LlamaConfig, index: int, stage: StageInputs, seed: int) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        model: LlamaConfig,
+        index: int,
+        stage: StageInputs,
+        seed: int,
+        recompute: ActivationCheckpointingConfig,
+        compiled: bool,
+    ) -> None:
         super().__init__()
         self.stage = stage
-        self.layer = build_module(_block_spec(), config=config, layer_number=index + 1)
+        mode = recompute.mode if recompute.recomputes(index) else "none"
+        self.recomputed = mode == "full"
+        self.layer = build_module(_block_spec(recompute_attention=mode == "selective"), config=config, layer_number=index + 1)
+        if compiled:
+            self.layer.compile()
         rank, size = _tensor_rank(), _tensor_size()
         whole = {name: initial_weight(model, block_name(index, name), shape, seed) for name, shape in block_shapes(model).items()}
         self.layer.load_state_dict(cut_block(whole, model, rank, size))
         for name, axis in SHARD_AXIS.items():
             _mark_sharded(self.layer.get_parameter(name), axis)
+        if config.sequence_parallel:
+            for norm in (self.layer.input_layernorm, self.layer.pre_mlp_layernorm):
+                _sum_gradient_over_tensor_ranks(norm.weight)
 
     def forward(self, inputs: Hidden) -> Hidden:
         hidden, position_ids, document_ids = inputs
         documents, angles = self.stage.of(position_ids, document_ids)
-        hidden, _ = self.layer(hidden, attention_mask=documents, rotary_pos_emb=angles)
+        if self.recomputed:  # nothing in a block is random, so no random state is kept for the second time
+            hidden = checkpoint(self._transform, hidden, documents, angles, use_reentrant=False, preserve_rng_state=False)
+        else:
+            hidden = self._transform(hidden, documents, angles)
         return hidden, position_ids, document_ids
+
+    def _transform(self, hidden: Tensor, documents: PackedDocuments, angles: Tensor) -> Tensor:
+        transformed: Tensor = self.layer(hidden, attention_mask=documents, rotary_pos_emb=angles)[0]
+        return transformed
 
 
 class Head(nn.Module):
@@ -101,6 +131,8 @@ class Head(nn.Module):
             model.hidden_size, vocabulary_size, config=config, init_method=config.init_method, bias=False, gather_output=False
         )
         _fill_vocabulary(self.projection.weight, HEAD, model, vocabulary_size, seed)
+        if config.sequence_parallel:
+            _sum_gradient_over_tensor_ranks(self.norm.weight)
 
     def forward(self, inputs: Hidden) -> Tensor:
         return self.projection(self.norm(inputs[0]))[0]
@@ -109,10 +141,17 @@ class Head(nn.Module):
 class PackedCoreAttention(nn.Module):
     """What megatron-core calls core attention, over packed rows; it takes `PackedDocuments` in the place of a mask."""
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, recompute: bool, **_: Any) -> None:
         super().__init__()
+        self.recompute = recompute
 
+    @torch.compiler.disable  # its shapes are those of the documents, new in each micro-batch
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: PackedDocuments, **_: Any) -> Tensor:
+        if self.recompute:
+            attended: Tensor = checkpoint(
+                packed_attention, query, key, value, attention_mask, use_reentrant=False, preserve_rng_state=False
+            )
+            return attended
         return packed_attention(query, key, value, attention_mask)
 
 
@@ -123,26 +162,22 @@ class BlockNorm:
         return rms_norm(hidden_size, eps)
 
 
-def llama_layers(model: LlamaConfig, vocabulary_size: int, seed: int) -> list[LayerSpec]:
+def llama_layers(config: PretrainConfig, vocabulary_size: int) -> list[LayerSpec]:
     """The embedding, the blocks and the head, in order, not yet built: a stage builds its own.
 
-    A layer's initial weights depend on `seed` alone, not on how the model is cut. megatron-core's groups must exist.
+    A layer's initial weights depend on the seed alone, not on how the model is cut. megatron-core's groups must exist.
     """
-    config, stage = _transformer_config(model), StageInputs(model)
+    model, seed = config.model, config.seed
+    transformer, stage = _transformer_config(model, config.parallel.sequence_parallel), StageInputs(model)
+    of_block = (stage, seed, config.activation_checkpointing, config.compile)
     return [
-        LayerSpec(Embedding, config, model, vocabulary_size, seed),
-        *(LayerSpec(Block, config, model, index, stage, seed) for index in range(model.num_layers)),
-        LayerSpec(Head, config, model, vocabulary_size, seed),
+        LayerSpec(Embedding, transformer, model, vocabulary_size, seed),
+        *(LayerSpec(Block, transformer, model, index, *of_block) for index in range(model.num_layers)),
+        LayerSpec(Head, transformer, model, vocabulary_size, seed),
     ]
 
 
-def layer_weights(model: LlamaConfig, vocabulary_size: int) -> list[int]:
-    """The number of weights of each layer of `llama_layers`, for balancing stages: the vocabulary counts at both ends."""
-    table = vocabulary_size * model.hidden_size
-    return [table, *[block_parameters(model)] * model.num_layers, table + model.hidden_size]
-
-
-def _transformer_config(model: LlamaConfig) -> TransformerConfig:
+def _transformer_config(model: LlamaConfig, sequence_parallel: bool) -> TransformerConfig:
     # Pipeline size stays 1 here: cutting the list of layers is DeepSpeed's part.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -160,20 +195,21 @@ def _transformer_config(model: LlamaConfig) -> TransformerConfig:
             hidden_dropout=0.0,
             attention_dropout=0.0,
             tensor_model_parallel_size=_tensor_size(),
+            sequence_parallel=sequence_parallel,
             use_cpu_initialization=True,
             perform_initialization=False,
             gradient_accumulation_fusion=False,
-            bias_activation_fusion=False,
+            bias_activation_fusion=True,  # keeps the gate and the input alone, and recomputes SwiGLU from them
             bias_dropout_fusion=False,
             masked_softmax_fusion=False,
             apply_rope_fusion=False,
         )
 
 
-def _block_spec() -> ModuleSpec:
+def _block_spec(recompute_attention: bool) -> ModuleSpec:
     attention = SelfAttentionSubmodules(
         linear_qkv=tensor_parallel.ColumnParallelLinear,
-        core_attention=PackedCoreAttention,
+        core_attention=ModuleSpec(module=PackedCoreAttention, params={"recompute": recompute_attention}),
         linear_proj=tensor_parallel.RowParallelLinear,
     )
     mlp = MLPSubmodules(linear_fc1=tensor_parallel.ColumnParallelLinear, linear_fc2=tensor_parallel.RowParallelLinear)
@@ -200,6 +236,20 @@ def _fill_vocabulary(weight: nn.Parameter, name: str, model: LlamaConfig, vocabu
 def _mark_sharded(weight: nn.Parameter, axis: int) -> None:
     """Tells DeepSpeed that ranks hold different parts of `weight`, so that each part counts in the gradient norm."""
     tensor_parallel.set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=axis, stride=1)
+
+
+def _sum_gradient_over_tensor_ranks(weight: nn.Parameter) -> None:
+    """For a weight that all tensor ranks hold, each of which has the gradient of its share of the sequence alone.
+
+    A hook on the gradient, because every engine, whatever it does with gradients later, lets them pass here first.
+    """
+
+    def sum_over_ranks(gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total, group=parallel_state.get_tensor_model_parallel_group())
+        return total
+
+    weight.register_hook(sum_over_ranks)
 
 
 def _tensor_rank() -> int:
