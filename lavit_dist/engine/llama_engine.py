@@ -6,21 +6,22 @@ import contextlib
 import io
 import logging
 import types
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.pipe import LayerSpec, PipelineModule
-from torch import nn
+from deepspeed.pipe import PipelineModule
+from torch import Tensor, nn
 
 from lavit_dist.config.pretrain import ParallelConfig, PretrainConfig
 from lavit_dist.engine.schedule import deepspeed_optimizer, parameter_groups, scheduler_factory
+from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.distributed import rank
-from lavit_dist.parallel.megatron_llama import llama_layers
+from lavit_dist.parallel.megatron_llama import Head, llama_layers, random_weights
 from lavit_dist.parallel.stages import describe, layer_costs, partition
 from lavit_dist.parallel.topology import Layout, ModelParallelUnit, deepspeed_topology
-from lavit_dist.parallel.vocab_loss import PackedLoss
+from lavit_dist.parallel.vocab_loss import LossReport, Targets
 
 logger = logging.getLogger(__name__)
 
@@ -30,25 +31,45 @@ class LlamaPipeline(PipelineModule):
 
     def __init__(self, bounds: list[int], **arguments: Any) -> None:
         self._bounds = bounds
-        super().__init__(**arguments)
+        super().__init__(loss_fn=self._loss, **arguments)
+
+    def _loss(self, hidden: Tensor, targets: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return cast("Tensor", cast("Head", self.forward_funcs[-1]).projection(hidden, Targets(*targets)))
 
     def _partition_layers(self, method: str = "") -> None:
         self.parts = self._bounds
         self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
 
 
-def build_engine(config: PretrainConfig, layout: Layout, vocabulary_size: int, padded_size: int) -> tuple[Any, PackedLoss]:
-    """The engine and its loss, on every rank of `layout`, whose megatron-core groups exist. Collective."""
+class PlainLlama(nn.Sequential):
+    """All layers in one module, under the names that a pipeline gives them."""
+
+    def forward(self, inputs: tuple[Tensor, Tensor, Tensor], targets: Targets) -> Tensor:  # type: ignore[override]
+        return cast("Tensor", cast("Head", self[-1]).projection(super().forward(inputs), targets))
+
+
+def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary) -> tuple[Any, LossReport]:
+    """The engine and what its losses add up to, on every rank of `layout`, whose megatron-core groups exist. Collective."""
     micro_batches = config.global_batch_size // (config.micro_batch_size * layout.data_size)
-    loss = PackedLoss(vocabulary_size, averaged_over=micro_batches * layout.data_size)
-    layers = llama_layers(config, padded_size)
+    report = LossReport()
+    layers = llama_layers(
+        config.model,
+        vocabulary,
+        random_weights(config.model, config.seed),
+        sequence_parallel=config.parallel.sequence_parallel,
+        recompute=config.activation_checkpointing,
+        compiled=config.compile,
+        averaged_over=micro_batches * layout.data_size,
+        z_loss=config.z_loss,
+        report=report,
+    )
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its topology and partition
         if layout.pipe_size > 1:
-            bounds = _stage_bounds(config, layout, padded_size)
-            module: nn.Module = LlamaPipeline(bounds, layers=layers, topology=deepspeed_topology(layout), loss_fn=loss)
+            bounds = _stage_bounds(config, layout, vocabulary.size)
+            module: nn.Module = LlamaPipeline(bounds, layers=layers, topology=deepspeed_topology(layout))
             mpu = None  # a PipelineModule brings its own
         else:
-            module, mpu = _sequential(layers), ModelParallelUnit()
+            module, mpu = PlainLlama(*(layer.build() for layer in layers)), ModelParallelUnit()
         engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=parameter_groups(module.parameters(), config.optimizer),
@@ -57,20 +78,15 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary_size: int, p
             config=_deepspeed_config(config, micro_batches),
         )
     engine.clip_fp32_gradients = types.MethodType(_clip_fp32_gradients, engine)
-    return engine, loss
+    return engine, report
 
 
-def _stage_bounds(config: PretrainConfig, layout: Layout, padded_size: int) -> list[int]:
-    costs = layer_costs(config.model, padded_size, config.seq_len, config.activation_checkpointing)
+def _stage_bounds(config: PretrainConfig, layout: Layout, vocabulary_size: int) -> list[int]:
+    costs = layer_costs(config.model, vocabulary_size, config.seq_len, config.activation_checkpointing)
     bounds = partition(costs, layout.pipe_size)
     if rank() == 0:
         logger.info("%s", describe(bounds, costs))
     return bounds
-
-
-def _sequential(layers: list[LayerSpec]) -> nn.Module:
-    """All layers in one module, under the names that a pipeline gives them."""
-    return nn.Sequential(*(layer.build() for layer in layers))
 
 
 def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, Any]:
@@ -82,7 +98,9 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
         "zero_optimization": _zero(config.parallel),
         # DeepSpeed's own Adam for offloaded state is compiled at start, on GPU machines; elsewhere torch's serves
         "zero_force_ds_cpu_optimizer": torch.cuda.is_available(),
-        "bf16": {"enabled": config.precision == "bf16"},
+        # A gradient goes to its fp32 sum as soon as it is made. Otherwise DeepSpeed would clear that of the head's matrix, whose loss
+        # is computed outside of what it takes for the last stage's output.
+        "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},
         # None would accumulate the gradients of bf16 weights in bf16
         "data_types": {"grad_accum_dtype": "fp32"},
         # whole activations travel between stages: cutting them over tensor ranks costs a gather at each end

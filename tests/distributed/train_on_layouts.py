@@ -3,8 +3,8 @@
     train_on_layouts.py CONFIG SETTINGS OUT
 
 OUT/NAME/metrics.json then holds the steps of each setting. A setting that `resumes` also saves in the middle, trains on, goes back
-and trains again; OUT/NAME then also holds model/ (the export of the last step), and from the last stage's ranks of data rank 0
-logits-TENSOR_RANK.pt of the first micro-batch after it.
+and trains again; OUT/NAME then also holds model/ (the export of the last step), and, of data rank 0,
+logits.pt of the first micro-batch after it.
 """
 
 import gc
@@ -102,17 +102,15 @@ def run(setting: Setting, config: PretrainConfig, layout: Layout, batches: Globa
 def save_logits(training, step: int, folder: Path) -> None:
     """The logits of the first micro-batch of `step`, which is trained on."""
     logits: list[torch.Tensor] = []
-    plain_loss = training.loss.__class__.__call__
-
-    def record(self, values, targets):
-        logits.append(values.detach().clone())
-        return plain_loss(self, values, targets)
-
-    training.loss.__class__.__call__ = record
-    training.train_step(step)
-    training.loss.__class__.__call__ = plain_loss
-    if logits and training.place.data == 0:
-        torch.save(logits[0], folder / f"logits-{training.place.tensor}.pt")
+    if training.place.pipe == training.layout.pipe_size - 1:
+        layers = training.engine.module if training.layout.pipe_size == 1 else training.engine.module.forward_funcs
+        record = layers[-1].projection.register_forward_pre_hook(lambda head, inputs: logits.append(head.logits(inputs[0])))
+        training.train_step(step)
+        record.remove()
+    else:
+        training.train_step(step)
+    if logits and training.place.data == training.place.tensor == 0:
+        torch.save(logits[0], folder / "logits.pt")
 
 
 if __name__ == "__main__":
