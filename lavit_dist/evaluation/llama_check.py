@@ -126,9 +126,10 @@ def _forward(
 
     opened = LlamaFolder(folder)
     source = LlamaSource(opened, opened.config, vocabulary)
-    module, head = build_module(opened.config, layout, vocabulary, source, averaged_over=1, z_loss=0.0, report=LossReport())
-    module.to(device())
     tokens, position_ids, document_ids = (tensor.to(device()) for tensor in inputs)
+    loss = {"averaged_over": 1, "z_loss": 0.0, "report": LossReport()}
+    module, head = build_module(opened.config, layout, vocabulary, source, seq_len=tokens.shape[1], **loss)
+    module.to(device())
     place = layout.coordinates(rank)
     first: Tensor = tokens
     if place.pipe > 0:
