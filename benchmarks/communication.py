@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lavit_rows import LavitBatches
 from ranks import run_ranks
@@ -24,7 +24,8 @@ from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ParallelConfig, PretrainConfig
 from lavit_dist.config.training import OptimizerConfig
 from lavit_dist.models.vocabulary import Vocabulary
-from lavit_dist.parallel.communication_cost import Stage, StepSizes, Traffic, least_traffic
+from lavit_dist.parallel.communication_cost import StepSizes, Traffic, least_traffic, stages_of
+from lavit_dist.parallel.stages import layer_costs, partition
 from lavit_dist.parallel.topology import Layout
 
 VOCABULARY = Vocabulary(text_size=1_000, codebook_size=512)
@@ -96,17 +97,8 @@ def count_on_this_rank(name: str, folder: Path) -> None:
     training.train_step(0)
     with CollectiveCounter(layout) as counter:
         training.train_step(1)
-    bounds = layers_of(training)
-    facts = {"sent": [[axis, operation, sent] for (axis, operation), sent in counter.sent.items()], "layers": bounds}
+    facts = [[axis, operation, sent] for (axis, operation), sent in counter.sent.items()]
     (folder / f"{rank()}.json").write_text(json.dumps(facts))
-
-
-def layers_of(training: Any) -> tuple[int, int]:
-    """The layers of this rank's stage: from the first to before the last, of embedding, blocks and head."""
-    if training.layout.pipe_size == 1:
-        return 0, training.config.model.num_layers + 2
-    parts, stage = training.engine.module.parts, training.place.pipe
-    return int(parts[stage]), int(parts[stage + 1])
 
 
 def measure(name: str) -> Counted:
@@ -116,7 +108,7 @@ def measure(name: str) -> Counted:
         run_ranks(__file__, layout.world_size, "--rank-of", name, "--folder", folder)
         facts = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(layout.world_size)]
     sent: dict[str, Counter[str]] = {}
-    for axis, operation, count in (entry for of in facts for entry in of["sent"]):
+    for axis, operation, count in (entry for of in facts for entry in of):
         sent.setdefault(axis, Counter())[operation] += count / layout.world_size
     sizes = StepSizes(
         model=MODEL,
@@ -126,11 +118,9 @@ def measure(name: str) -> Counted:
         element_bytes=2 if config.precision == "bf16" else 4,
         zero_stage=config.parallel.zero_stage,
     )
-    last = MODEL.num_layers + 2
-    stages = [
-        Stage(min(stop, last - 1) - max(start, 1), start == 0, stop == last) for start, stop in (of["layers"] for of in facts)
-    ]
-    least = [least_traffic(sizes, layout, stage) for stage in stages]
+    costs = layer_costs(MODEL, VOCABULARY.size, config.seq_len, config.activation_checkpointing)
+    # as many ranks on each stage
+    least = [least_traffic(sizes, layout, stage) for stage in stages_of(partition(costs, layout.pipe_size))]
     mean = Traffic(*(sum(axis) / len(least) for axis in zip(*least, strict=True)))
     return Counted({axis: dict(counts) for axis, counts in sent.items()}, mean)
 

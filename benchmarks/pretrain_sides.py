@@ -75,7 +75,7 @@ def megatron(config: PretrainConfig, batches: LavitBatches) -> Step:
     tensor_parallel.get_cuda_rng_tracker = lambda: SimpleNamespace(fork=contextlib.nullcontext)
     llama, vocabulary = config.model, batches.rows.vocabulary
     model = GPTModel(
-        _transformer_config(llama),
+        _transformer_config(llama, sequence_parallel=False),
         get_gpt_layer_local_spec(normalization="RMSNorm"),
         vocab_size=vocabulary.size,
         max_sequence_length=config.seq_len,

@@ -9,7 +9,7 @@ import argparse
 import datetime
 import subprocess
 from collections.abc import Iterator, Sequence
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,9 @@ from lavit_rows import LAVIT, LavitBatches
 
 from lavit_dist.config.base import load_config
 from lavit_dist.config.pretrain import PretrainConfig
-from lavit_dist.parallel.communication_cost import Stage, StepSizes
-from lavit_dist.parallel.distributed import init_distributed
-from lavit_dist.parallel.lean_imports import import_megatron
+from lavit_dist.parallel.communication_cost import StepSizes, stages_of
 from lavit_dist.parallel.scaling_model import Machine, StepTime, memory_bytes, stage_flops, step_time
+from lavit_dist.parallel.stages import layer_costs, partition
 from lavit_dist.parallel.topology import Layout
 
 H100 = Machine(
@@ -61,17 +60,6 @@ class Prediction(NamedTuple):
     memory: float
 
 
-def stages_of(config: PretrainConfig, pipe_size: int) -> list[Stage]:
-    """The pipeline stages as the engine cuts them."""
-    from deepspeed.runtime.utils import partition_balanced
-
-    from lavit_dist.parallel.megatron_llama import layer_weights
-
-    parts = partition_balanced(weights=layer_weights(config.model, LAVIT.size), num_parts=pipe_size)
-    last = config.model.num_layers + 2
-    return [Stage(int(min(stop, last - 1) - max(start, 1)), start == 0, stop == last) for start, stop in pairwise(parts)]
-
-
 def predict(config: PretrainConfig, layout: Layout, rows: int, micro_batch_size: int, mean_context: float) -> Prediction | None:
     """None where `rows` can't be shared out in micro-batches of that size."""
     micro_batches, rest = divmod(rows, layout.data_size * micro_batch_size)
@@ -85,7 +73,8 @@ def predict(config: PretrainConfig, layout: Layout, rows: int, micro_batch_size:
         element_bytes=2,
         zero_stage=config.parallel.zero_stage,
     )
-    stages = stages_of(config, layout.pipe_size)
+    costs = layer_costs(config.model, LAVIT.size, config.seq_len, config.activation_checkpointing)
+    stages = stages_of(partition(costs, layout.pipe_size))
     time = step_time(sizes, layout, stages, H100, mean_context)
     flops = sum(stage_flops(sizes, stage, mean_context) for stage in stages) * micro_batches * layout.data_size
     mfu = flops / time.total / H100.peak_flops / layout.world_size
@@ -180,8 +169,6 @@ def main() -> None:
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, help="write the tables there, too")
     arguments = parser.parse_args()
-    init_distributed()
-    import_megatron()
     lines = []
     for line in report(arguments):
         print(line, flush=True)

@@ -6,7 +6,9 @@ reduce-scatter of B bytes, or an all-gather to B bytes, half of that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from lavit_dist.config.model import LlamaConfig
@@ -37,6 +39,12 @@ class Stage:
     """Whether it holds the embedding."""
     is_last: bool
     """Whether it holds the head and the loss."""
+
+
+def stages_of(bounds: Sequence[int]) -> list[Stage]:
+    """The stages between `bounds` [stage + 1] of the list of embedding, blocks and head (`lavit_dist.parallel.stages.partition`)."""
+    head = bounds[-1] - 1
+    return [Stage(min(stop, head) - max(start, 1), start == 0, stop > head) for start, stop in pairwise(bounds)]
 
 
 @dataclass(frozen=True)
