@@ -2,7 +2,8 @@
 
     python benchmarks/communication.py [--layouts t2p2z1 d4z2 ...] [--output benchmarks/communication.md]
 
-A layout is written as its sizes: t tensor, p pipeline, d data, z ZeRO stage; bf16, but fp32 at stage 0. Each runs on as many gloo
+A layout is written as its sizes: t tensor, p pipeline, d data, z ZeRO stage, s1 sequence parallel; bf16, but fp32 at
+stage 0. Each runs on as many gloo
 processes of this machine; the second step is counted. The least is `lavit_dist.parallel.communication_cost`'s.
 """
 
@@ -34,7 +35,7 @@ MODEL = LlamaConfig(
 )
 MICRO_BATCHES = 2
 LAYOUTS = (
-    *("t2z1", "p2z1", "d2z0", "d2z1", "d2z2", "d2z3"),
+    *("t2z1", "t2z1s1", "p2z1", "d2z0", "d2z1", "d2z2", "d2z3"),
     *("t2p2z1", "t2d2z1", "t2d2z3", "p2d2z0", "p2d2z1", "p4z1", "d4z1", "d4z2", "d4z3"),
     *("t2p2d2z1", "t4d2z2", "d8z1"),
 )
@@ -58,7 +59,7 @@ class Counted(NamedTuple):
 
 def pretrain_config(name: str) -> tuple[PretrainConfig, Layout]:
     """The run of the layout so written, and its layout."""
-    sizes = {axis: int(size) for axis, size in re.findall(r"([tpdz])(\d+)", name)}
+    sizes = {axis: int(size) for axis, size in re.findall(r"([tpdzs])(\d+)", name)}
     layout = Layout(sizes.get("t", 1), sizes.get("p", 1), sizes.get("d", 1))
     config = PretrainConfig(
         run_dir="",
@@ -66,7 +67,10 @@ def pretrain_config(name: str) -> tuple[PretrainConfig, Layout]:
         text_tokenizer="",
         model=MODEL,
         parallel=ParallelConfig(
-            tensor_parallel_size=layout.tensor_size, pipeline_parallel_size=layout.pipe_size, zero_stage=sizes["z"]
+            tensor_parallel_size=layout.tensor_size,
+            pipeline_parallel_size=layout.pipe_size,
+            zero_stage=sizes["z"],
+            sequence_parallel="s" in sizes,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=0, schedule="constant"),
         total_steps=2,
