@@ -117,7 +117,7 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
-        "optimizer": deepspeed_optimizer(config.optimizer),
+        "optimizer": deepspeed_optimizer(config.optimizer, offloaded=config.parallel.offload_optimizer),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": _zero(config.parallel),
         # None would round to bf16 what data-parallel ranks add up
