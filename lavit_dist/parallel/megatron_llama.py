@@ -44,7 +44,7 @@ from lavit_dist.models.packed_attention import PackedDocuments, packed_attention
 from lavit_dist.models.vocabulary import Table, Vocabulary
 from lavit_dist.parallel.apex import rms_norm
 from lavit_dist.parallel.llama_shards import SHARD_AXIS, cut_block
-from lavit_dist.parallel.vocab_loss import LossReport, VocabularyProjection, mark_sharded, table_share, vocabulary_shard
+from lavit_dist.parallel.vocab_loss import VocabularyProjection, mark_sharded, table_share, vocabulary_shard
 
 Hidden = tuple[Tensor, Tensor, Tensor]
 Weights = Callable[[str, tuple[int, ...]], Tensor]
@@ -144,9 +144,7 @@ class Block(nn.Module):
 class Head(nn.Module):
     """The final norm; `projection`, which the engine calls on its result and the targets, gives the loss."""
 
-    def __init__(
-        self, model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, sequence_parallel: bool, **loss: Any
-    ) -> None:
+    def __init__(self, model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, sequence_parallel: bool, **loss: Any) -> None:
         """`loss` are the arguments that `VocabularyProjection` takes by name."""
         super().__init__()
         self.norm = rms_norm(model.hidden_size, model.rms_norm_eps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ActivationCheckpointingConfig
@@ -18,9 +19,7 @@ Taken = tuple[float, float, tuple[int, ...]]
 """Stages taken so far: the cost of the slowest, the sum of squared costs, and where each begins."""
 
 
-def layer_costs(
-    model: LlamaConfig, vocabulary_size: int, seq_len: int, recompute: ActivationCheckpointingConfig
-) -> list[float]:
+def layer_costs(model: LlamaConfig, vocabulary_size: int, seq_len: int, recompute: ActivationCheckpointingConfig) -> list[float]:
     """Floating-point operations per token of the embedding, each block and the head, forward and backward.
 
     Documents are taken to be as long as a row, the most that attention can cost. The embedding is a look-up, and costs as much as
@@ -43,7 +42,9 @@ def partition(costs: Sequence[float], num_stages: int) -> list[int]:
     before = [0.0]
     for cost in costs:
         before.append(before[-1] + cost)
-    best: dict[int, Taken] = {end: (before[end], before[end] ** 2, (0,)) for end in range(1, len(before))}  # by the number of layers taken so far
+    best: dict[int, Taken] = {
+        end: (before[end], before[end] ** 2, (0,)) for end in range(1, len(before))
+    }  # by the number of layers taken so far
     for stage in range(1, num_stages):
         best = {
             end: min(_with_stage(best[start], start, before[end] - before[start]) for start in range(stage, end))
@@ -56,7 +57,7 @@ def describe(bounds: Sequence[int], costs: Sequence[float]) -> str:
     """One line: the layers of each stage and its share of the whole cost."""
     stages = [
         f"{stage}: layers {start}-{end - 1} ({sum(costs[start:end]) / sum(costs):.1%})"
-        for stage, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+        for stage, (start, end) in enumerate(pairwise(bounds))
     ]
     return f"pipeline stages of {len(costs)} layers, by share of computation: {', '.join(stages)}"
 

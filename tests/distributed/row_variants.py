@@ -45,7 +45,9 @@ class OneDocumentPerRow(WholeBatches):
 
     def whole(self, step: int) -> MicroBatch:
         first = step * self.packed.global_batch_size
-        documents = [document for row in range(first, first + self.packed.global_batch_size) for document in self.rows.row_tokens(row)]
+        documents = [
+            document for row in range(first, first + self.packed.global_batch_size) for document in self.rows.row_tokens(row)
+        ]
         rows: list[list[np.ndarray]] = [[document] for document in documents]
         return lay_out(
             rows + [[] for _ in range(self.num_rows - len(rows))],
