@@ -81,8 +81,10 @@ class Embedding(nn.Module):
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Hidden:
         """`tokens`, `position_ids`, `document_ids`, each [batch, seq]."""
         tokens, position_ids, document_ids = inputs
-        rows = sum(self._look_up(tokens, table, rows) for table, rows in zip(self.tables, (self.text, self.visual), strict=True))
-        rows = rows.transpose(0, 1).contiguous()
+        text, visual = (
+            self._look_up(tokens, table, rows) for table, rows in zip(self.tables, (self.text, self.visual), strict=True)
+        )
+        rows = (text + visual).transpose(0, 1).contiguous()
         if self.sequence_parallel:
             hidden = tensor_parallel.reduce_scatter_to_sequence_parallel_region(rows)
         else:
@@ -124,8 +126,8 @@ class Block(nn.Module):
         for name, axis in SHARD_AXIS.items():
             mark_sharded(self.layer.get_parameter(name), axis)
         if config.sequence_parallel:
-            for norm in (self.layer.input_layernorm, self.layer.pre_mlp_layernorm):
-                _sum_gradient_over_tensor_ranks(norm.weight)
+            for norm in ("input_layernorm", "pre_mlp_layernorm"):
+                _sum_gradient_over_tensor_ranks(self.layer.get_parameter(f"{norm}.weight"))
 
     def forward(self, inputs: Hidden) -> Hidden:
         hidden, position_ids, document_ids = inputs
@@ -152,7 +154,7 @@ class Head(nn.Module):
         wholes = _table_rows(model, vocabulary, weights, (HEAD, NEW_HEAD))
         self.projection = VocabularyProjection(vocabulary.tables, wholes, sequence_parallel=sequence_parallel, **loss)
         if sequence_parallel:
-            _sum_gradient_over_tensor_ranks(self.norm.weight)
+            _sum_gradient_over_tensor_ranks(self.norm.get_parameter("weight"))
 
     def forward(self, inputs: Hidden) -> Tensor:
         hidden: Tensor = self.norm(inputs[0])
