@@ -170,12 +170,13 @@ class PretrainConfig:
             f"optimizer.name {self.optimizer.name} needs every matrix whole on its rank, but the language model's are sharded; choose adamw.",
         )
         tensor, pipeline = self.parallel.tensor_parallel_size, self.parallel.pipeline_parallel_size
-        for name in ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size"):
-            count = getattr(self.model, name)
+        shared = {name: getattr(self.model, name) for name in ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size")}
+        nearest = max(size for size in range(1, tensor + 1) if all(count % size == 0 for count in shared.values()))
+        for name, count in shared.items():
             check(
                 count % tensor == 0,
-                f"model.{name} {count} can't be shared out to parallel.tensor_parallel_size {tensor} processes; choose a"
-                f" tensor_parallel_size that divides {count}.",
+                f"model.{name} {count} can't be shared out to parallel.tensor_parallel_size {tensor} processes; set"
+                f" parallel.tensor_parallel_size to {nearest}, which divides the model's heads and channels.",
             )
         check(
             not self.parallel.sequence_parallel or self.seq_len % tensor == 0,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import shutil
 import types
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ActivationCheckpointingConfig, ParallelConfig, PretrainConfig
 from lavit_dist.engine.llama_parameters import freeze, llama_groups
 from lavit_dist.engine.schedule import deepspeed_optimizer, scheduler_factory
+from lavit_dist.errors import check
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.distributed import rank
 from lavit_dist.parallel.megatron_llama import KEEP_ACTIVATIONS, Head, Weights, llama_layers
@@ -52,7 +55,15 @@ class PlainLlama(nn.Sequential):
 
 def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary, weights: Weights) -> tuple[Any, LossReport]:
     """The engine, which starts from `weights`, and what its losses add up to, on every rank of `layout`, whose megatron-core groups
-    exist. Collective."""
+    exist. Collective.
+
+    Raises `UserError` when blocks are to be compiled and there is nothing to compile them with.
+    """
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    check(
+        not config.compile or any(map(shutil.which, compilers)),
+        f"compile needs a C++ compiler, but neither {compilers[0]} nor {compilers[1]} is installed; install one, or set compile to false.",
+    )
     micro_batches = config.global_batch_size // (config.micro_batch_size * layout.data_size)
     report = LossReport()
     module, _ = build_module(

@@ -53,7 +53,11 @@ REFUSALS = {
     "more stages than layers": (8, ["parallel.pipeline_parallel_size=8"], "is more than model.num_layers 4"),
     "rows longer than positions": (1, ["seq_len=256"], "seq_len 256 is longer than model.max_position_embeddings 128"),
     "batch and micro-batch": (1, ["micro_batch_size=3"], "global_batch_size 8 is not a multiple of micro_batch_size 3"),
-    "batch and data ranks": (8, [], "is not a multiple of micro_batch_size 2 x 8 data-parallel processes; choose a multiple of 16"),
+    "batch and data ranks": (
+        8,
+        [],
+        "is not a multiple of micro_batch_size 2 x 8 data-parallel processes; choose 16, a multiple of 16",
+    ),
     "bf16 without master weights": (1, ["precision=bf16", "parallel.zero_stage=0"], "precision bf16 needs the fp32 master weights"),
     "an optimizer for whole matrices": (1, ["optimizer.name=muon"], "optimizer.name muon needs every matrix whole"),
     "a missing id set": (1, ["ids=nowhere"], "nowhere holds no id set"),
