@@ -6,7 +6,7 @@ from typing import Literal
 
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import LlamaConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
 
 
@@ -49,6 +49,7 @@ class PretrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    checks: Checks = ChecksConfig()
     seed: Seed = 0
     """Seed of the initial weights, of the order of documents and of what is chosen per document."""
     total_steps: int

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from lavit_dist.config.base import config
 from lavit_dist.errors import check
@@ -72,3 +72,20 @@ class LoggingConfig:
 
     def validate(self) -> None:
         check(self.every_steps > 0, f"logging.every_steps {self.every_steps} must be at least 1.")
+
+
+@config
+class ChecksConfig:
+    """How often a run looks whether its ranks still agree (engine/checks.py); `checks: true` is every 100 steps."""
+
+    every_steps: NonNegativeInt = 0
+    """Steps between checks, which are also made at the start and after loading; 0 makes none."""
+
+
+def _switch(given: Any) -> Any:
+    """`true` and `false` as what they stand for."""
+    return {"every_steps": 100 if given else 0} if isinstance(given, bool) else given
+
+
+Checks = Annotated[ChecksConfig, BeforeValidator(_switch)]
+"""The type of the setting `checks`: a switch, or a cadence."""

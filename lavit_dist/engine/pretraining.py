@@ -23,6 +23,7 @@ from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
 from lavit_dist.data.rows import GlobalBatches
 from lavit_dist.data.vocabulary import Vocabulary
+from lavit_dist.engine.checks import RankChecks
 from lavit_dist.engine.llama_engine import build_engine
 from lavit_dist.engine.throughput import device_name, peak_flops, peak_memory_gib
 from lavit_dist.models.llama import training_flops
@@ -54,6 +55,10 @@ class Pretraining:
         self.place = layout.coordinates(rank())
         self.engine, self.loss = build_engine(config, layout, self.vocabulary.size, self.vocabulary.padded_size)
         self.peak_flops = peak_flops(device_name()) if config.precision == "bf16" else None
+        self.checks = RankChecks(self.engine, layout, config.model.num_layers) if config.checks.every_steps else None
+        if self.checks is not None:
+            self.checks.check_groups()
+            self.checks.check_state("At the start")
 
     def train_step(self, step: int) -> Mapping[str, float]:
         start = time.perf_counter()
@@ -68,6 +73,8 @@ class Pretraining:
                 loss = self.loss(self.engine(tuple(t.to(device()) for t in inputs)), Targets(*(t.to(device()) for t in targets)))
                 self.engine.backward(loss)
                 self.engine.step()
+        if self.checks is not None and (step + 1) % self.config.checks.every_steps == 0:
+            self.checks.check_state(f"After step {step + 1}")
         sums, data_wait, memory = self._over_ranks(self._sums(micro_batches), data_wait)
         metrics = self._losses(sums) | {"learning_rate": float(learning_rate)} | self._grad_norm()
         slots = self.config.global_batch_size * self.config.seq_len
@@ -89,6 +96,8 @@ class Pretraining:
         check_layout(folder, self.layout, self.config.parallel.zero_stage)
         self.batches.check_state(read_facts(folder).data)
         self.engine.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)
+        if self.checks is not None:
+            self.checks.check_state(f"After loading {folder.name}")
 
     def _facts(self, step: int) -> CheckpointFacts:
         return CheckpointFacts(
