@@ -8,7 +8,7 @@ collectives of a digest per weight and one of a few numbers, and two readings of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ from lavit_dist.parallel.topology import Layout
 REMEDY = "go back to a checkpoint before it (remove the later ones), and if it comes again, test the machines of these ranks"
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ROW = 1024
-"""Numbers that are summed at a time."""
+"""Words of 8 bytes that are summed at a time."""
 COLUMN_FACTOR = 1_000_003
-"""More than any weight has rows of `ROW` numbers, so that each position counts with a factor of its own."""
+"""More than twice the rows of any weight, so that each position counts with a factor of its own."""
 BLOCK_NAMES = SAME_TENSOR | {QKV: "self_attn.{q,k,v}_proj.weight", GATE_UP: "mlp.{gate,up}_proj.weight"}
 
 
@@ -157,20 +157,18 @@ class RankChecks:
 
 
 def _digest(tensor: Tensor) -> Tensor:
-    """A number, int64, that any change of one bit of `tensor` and any exchange of two of its numbers changes."""
-    bits = tensor.detach().contiguous().flatten()
-    bits = bits.view(BITS[bits.element_size()])
-    rows = len(bits) // ROW
-    body, tail = bits[: rows * ROW].view(rows, ROW), bits[rows * ROW :].long()
-    by_row, by_column = _odd_numbers(rows, bits), _odd_numbers(ROW, bits) * COLUMN_FACTOR
-    last = by_column[: len(tail)] + (2 * rows + 1)
-    sums: Sequence[Tensor] = (
-        body.sum(1, dtype=torch.int64) * by_row,
-        body.sum(0, dtype=torch.int64) * by_column,
-        tail * last,
-    )
+    """A number, int64, that changes with any bit of `tensor`, and with the order of its numbers: a weighted sum, without a copy."""
+    numbers = tensor.detach().contiguous().flatten()
+    per_word = 8 // numbers.element_size()
+    if numbers.storage_offset() % per_word:
+        numbers = numbers.clone()  # it begins within a word of its memory
+    words = numbers[: len(numbers) // per_word * per_word].view(torch.int64)
+    rows = len(words) // ROW
+    body, rest = words[: rows * ROW].view(rows, ROW), words[rows * ROW :]
+    end = numbers[len(words) * per_word :].view(BITS[numbers.element_size()]).long()
+    # A word's factor, 2 x row + COLUMN_FACTOR x (2 x column + 1), is odd, so that no change of one word is lost in 64 bits.
+    by_row = 2 * torch.arange(rows + 1, device=words.device)
+    by_column = COLUMN_FACTOR * (2 * torch.arange(ROW + per_word, device=words.device) + 1)
+    tail = torch.cat([rest, end])
+    sums = body.sum(1) * by_row[:rows], body.sum(0) * by_column[:ROW], tail * (by_row[rows] + by_column[: len(tail)])
     return torch.stack([part.sum() for part in sums]).sum()
-
-
-def _odd_numbers(count: int, like: Tensor) -> Tensor:
-    return 2 * torch.arange(count, device=like.device) + 1
