@@ -13,9 +13,9 @@ from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.rows import GlobalBatches, RowDataset
 from lavit_dist.data.text_tokenizer import TextTokenizer
-from lavit_dist.data.vocabulary import Vocabulary
 from lavit_dist.engine.loop import run_training
 from lavit_dist.engine.run_folder import RunFolder
+from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.metrics import MetricsCallback
 from lavit_dist.parallel.apex import check_apex
@@ -41,7 +41,7 @@ def run(config: PretrainConfig) -> None:
     if (newest := store.newest()) is not None:
         check_layout(newest.folder, layout, config.parallel.zero_stage)
     batches = open_batches(config)
-    layout.check_vocabulary(batches.rows.vocabulary.padded_size)
+    layout.check_vocabulary(batches.rows.vocabulary)
 
     init_distributed(config.num_threads)
     import_megatron()

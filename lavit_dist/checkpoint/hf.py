@@ -1,6 +1,6 @@
 """Export of a language-model checkpoint as a Hugging Face `LlamaForCausalLM` folder.
 
-FOLDER/config.json, model*.safetensors           the model; the embedding has `Vocabulary.padded_size` rows
+FOLDER/config.json, model*.safetensors           the model; the embedding has `Vocabulary.size` rows
 FOLDER/tokenizer.json, tokenizer_config.json, …  the text tokenizer, as it was given
 FOLDER/lavit.json                                how ids beyond the text are to be read
 """
@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lavit_dist.checkpoint.llama_state import CheckpointFacts, read_facts, read_weights
-from lavit_dist.data.vocabulary import Vocabulary
+from lavit_dist.config.base import to_dict
+from lavit_dist.config.model import LlamaConfig
+from lavit_dist.models.vocabulary import Vocabulary
 
 LAVIT = "lavit.json"
 MAX_FILE_BYTES = 5_000_000_000
@@ -64,16 +66,16 @@ def _hf_config(facts: CheckpointFacts) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": Vocabulary(facts.text_size, facts.codebook_size).padded_size,
+        "vocab_size": Vocabulary(facts.text_size, facts.codebook_size).size,
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_hidden_size,
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": model.num_attention_heads,
         "num_key_value_heads": model.num_key_value_heads,
-        "head_dim": model.hidden_size // model.num_attention_heads,
+        "head_dim": model.head_width,
         "max_position_embeddings": model.max_position_embeddings,
         "rms_norm_eps": model.rms_norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_parameters": _rope_parameters(model),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -84,3 +86,10 @@ def _hf_config(facts: CheckpointFacts) -> dict[str, Any]:
         "pad_token_id": None,
         "dtype": {"fp32": "float32", "bf16": "bfloat16"}[facts.precision],
     }
+
+
+def _rope_parameters(model: LlamaConfig) -> dict[str, Any]:
+    scaling = to_dict(model.rope_scaling) if model.rope_scaling else {"rope_type": "default"}
+    if scaling["rope_type"] == "linear":
+        scaling = {name: scaling[name] for name in ("rope_type", "factor")}
+    return scaling | {"rope_theta": model.rope_theta}

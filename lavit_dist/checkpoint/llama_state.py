@@ -22,7 +22,8 @@ from lavit_dist.config.base import build, config, to_dict
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.errors import UserError
 from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, block_name
-from lavit_dist.parallel.llama_shards import join_block, join_vocabulary
+from lavit_dist.models.vocabulary import Vocabulary
+from lavit_dist.parallel.llama_shards import join_block, join_table
 from lavit_dist.parallel.topology import Layout
 
 FACTS = "llama.json"
@@ -97,17 +98,25 @@ def gather_zero3_weights(module: nn.Module, folder: Path, *, tensor_rank: int, w
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The whole model in `folder` under Hugging Face's names, layer by layer, put together from every rank's files."""
+    """The whole model in `folder` under Hugging Face's names, layer by layer, put together from every rank's files.
+
+    The tables have `Vocabulary.size` rows: the padding of shares is left out.
+    """
     facts = read_facts(folder)
+    tables = Vocabulary(facts.text_size, facts.codebook_size).tables
     shares = _layer_reader(folder, facts)
-    yield EMBEDDING, join_vocabulary([share["table.weight"] for share in shares(EMBEDDING_LAYER)])
+
+    def whole_table(layer: LayerShares, prefix: str = "") -> Tensor:
+        return torch.cat([join_table([share[prefix + table.name] for share in layer], table) for table in tables])
+
+    yield EMBEDDING, whole_table(shares(EMBEDDING_LAYER))
     for index in range(facts.model.num_layers):
         block = [_below("layer.", share) for share in shares(index + 1)]
         for name, tensor in join_block(block, facts.model).items():
             yield block_name(index, name), tensor
     head = shares(facts.model.num_layers + 1)
     yield FINAL_NORM, head[0]["norm.weight"]
-    yield HEAD, join_vocabulary([share["projection.weight"] for share in head])
+    yield HEAD, whole_table(head, "projection.")
 
 
 def _layer_reader(folder: Path, facts: CheckpointFacts) -> Callable[[int], LayerShares]:

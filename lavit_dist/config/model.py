@@ -127,6 +127,28 @@ class VisualTokenizerConfig:
 
 
 @config
+class RopeScalingConfig:
+    """Rotary angles stretched over longer contexts than a model was first trained on, in Hugging Face's terms."""
+
+    rope_type: Literal["linear", "llama3"]
+    """`linear` divides every position; `llama3` (Llama 3.1) the slow rotations alone."""
+    factor: Annotated[float, Field(ge=1)]
+    """How much longer the context is."""
+    low_freq_factor: PositiveFloat = 1.0
+    """`llama3`: wavelengths above original length / this are stretched in full."""
+    high_freq_factor: PositiveFloat = 4.0
+    """`llama3`: wavelengths below original length / this stay."""
+    original_max_position_embeddings: PositiveInt = 8192
+    """`llama3`: the context of the first training, tokens."""
+
+    def validate(self) -> None:
+        check(
+            self.low_freq_factor < self.high_freq_factor,
+            f"model.rope_scaling.low_freq_factor {self.low_freq_factor} must be below high_freq_factor {self.high_freq_factor}.",
+        )
+
+
+@config
 class LlamaConfig:
     """The language model: LLaMA with rotary positions, RMSNorm, SwiGLU and untied embeddings."""
 
@@ -138,6 +160,8 @@ class LlamaConfig:
     """Query heads."""
     num_key_value_heads: PositiveInt = 32
     """Key and value heads; fewer than the query heads is grouped-query attention."""
+    head_dim: PositiveInt | None = None
+    """Channels of a head; None is hidden_size / num_attention_heads, as in every released LLaMA."""
     ffn_hidden_size: PositiveInt = 11008
     """Hidden channels of the feed-forward layers."""
     max_position_embeddings: PositiveInt = 2048
@@ -146,14 +170,26 @@ class LlamaConfig:
     """Epsilon of every RMSNorm (Llama-2)."""
     rope_theta: PositiveFloat = 10000.0
     """Base of the rotary angles."""
+    rope_scaling: RopeScalingConfig | None = None
+    """None leaves the rotary angles as they are (LLaMA, Llama 2 and 3.0)."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights; output projections take it divided by sqrt(2 x layers)."""
+
+    @property
+    def head_width(self) -> int:
+        """Channels of a head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
 
     def validate(self) -> None:
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         check(
-            self.hidden_size % heads == 0,
-            f"model.hidden_size {self.hidden_size} is not a multiple of model.num_attention_heads {heads}; choose a multiple.",
+            self.head_dim is not None or self.hidden_size % heads == 0,
+            f"model.hidden_size {self.hidden_size} is not a multiple of model.num_attention_heads {heads}; choose a multiple, or set"
+            " model.head_dim.",
+        )
+        check(
+            self.head_width % 2 == 0,
+            f"A head has {self.head_width} channels, but rotary positions turn pairs; choose an even number.",
         )
         check(
             heads % groups == 0,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import NonNegativeFloat
+
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig
@@ -62,6 +64,8 @@ class PretrainConfig:
     """Tokens per row."""
     caption_dropout: float = 0.1
     """Share of documents that lose their caption, for classifier-free guidance."""
+    z_loss: NonNegativeFloat = 0.0
+    """Weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting (PaLM took 1e-4); 0 is none."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model; bf16 keeps master weights, gradients and optimizer state in fp32."""
     num_threads: int | None = None

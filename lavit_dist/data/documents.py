@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lavit_dist.data.id_shard import IMAGE, TEXT, IdShard
 from lavit_dist.data.order import CAPTION_DROPOUT, ORIENTATION, UInt64Array, fractions
-from lavit_dist.data.vocabulary import Vocabulary
+from lavit_dist.models.vocabulary import Vocabulary
 
 IntArray = NDArray[np.integer]
 Segment = tuple[int, IntArray]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lavit_dist.data.vocabulary import Vocabulary
+from lavit_dist.models.vocabulary import Vocabulary
 
 PADDING_DOCUMENT = -1
 """`document_ids` of padding: it attends to itself alone, and nothing to it."""

@@ -25,8 +25,8 @@ from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.micro_batch import MicroBatch, lay_out
 from lavit_dist.data.order import BLOCK_DOCUMENTS, ROWS, block_documents, epoch_blocks, permutation
 from lavit_dist.data.packing import PACKER_VERSION, best_fit_decreasing
-from lavit_dist.data.vocabulary import Vocabulary
 from lavit_dist.errors import check
+from lavit_dist.models.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 CACHED_BLOCKS = 4

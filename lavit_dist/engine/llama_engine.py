@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import types
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.pipe import LayerSpec, PipelineModule
+from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.utils import partition_balanced
-from torch import nn
+from torch import Tensor, nn
 
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.engine.schedule import deepspeed_optimizer, parameter_groups, scheduler_factory
-from lavit_dist.parallel.megatron_llama import layer_weights, llama_layers
+from lavit_dist.models.vocabulary import Vocabulary
+from lavit_dist.parallel.megatron_llama import Head, layer_weights, llama_layers, random_weights
 from lavit_dist.parallel.topology import Layout, ModelParallelUnit, deepspeed_topology
-from lavit_dist.parallel.vocab_loss import PackedLoss
+from lavit_dist.parallel.vocab_loss import LossReport, Targets
 
 
 class LlamaPipeline(PipelineModule):
@@ -26,25 +27,42 @@ class LlamaPipeline(PipelineModule):
 
     def __init__(self, weights: list[int], **arguments: Any) -> None:
         self._weights = weights
-        super().__init__(**arguments)
+        super().__init__(loss_fn=self._loss, **arguments)
+
+    def _loss(self, hidden: Tensor, targets: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return cast("Tensor", cast("Head", self.forward_funcs[-1]).projection(hidden, Targets(*targets)))
 
     def _partition_layers(self, method: str = "") -> None:
         self.parts = partition_balanced(weights=self._weights, num_parts=self.num_stages)
         self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
 
 
-def build_engine(config: PretrainConfig, layout: Layout, vocabulary_size: int, padded_size: int) -> tuple[Any, PackedLoss]:
-    """The engine and its loss, on every rank of `layout`, whose megatron-core groups exist. Collective."""
+class PlainLlama(nn.Sequential):
+    """All layers in one module, under the names that a pipeline gives them."""
+
+    def forward(self, inputs: tuple[Tensor, Tensor, Tensor], targets: Targets) -> Tensor:  # type: ignore[override]
+        return cast("Tensor", cast("Head", self[-1]).projection(super().forward(inputs), targets))
+
+
+def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary) -> tuple[Any, LossReport]:
+    """The engine and what its losses add up to, on every rank of `layout`, whose megatron-core groups exist. Collective."""
     micro_batches = config.global_batch_size // (config.micro_batch_size * layout.data_size)
-    loss = PackedLoss(vocabulary_size, averaged_over=micro_batches * layout.data_size)
-    layers = llama_layers(config.model, padded_size, config.seed)
+    report = LossReport()
+    layers = llama_layers(
+        config.model,
+        vocabulary,
+        random_weights(config.model, config.seed),
+        averaged_over=micro_batches * layout.data_size,
+        z_loss=config.z_loss,
+        report=report,
+    )
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its topology and partition
         if layout.pipe_size > 1:
-            weights = layer_weights(config.model, padded_size)
-            module: nn.Module = LlamaPipeline(weights, layers=layers, topology=deepspeed_topology(layout), loss_fn=loss)
+            weights = layer_weights(config.model, vocabulary.size)
+            module: nn.Module = LlamaPipeline(weights, layers=layers, topology=deepspeed_topology(layout))
             mpu = None  # a PipelineModule brings its own
         else:
-            module, mpu = _sequential(layers), ModelParallelUnit()
+            module, mpu = PlainLlama(*(layer.build() for layer in layers)), ModelParallelUnit()
         engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=parameter_groups(module.parameters(), config.optimizer),
@@ -53,12 +71,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary_size: int, p
             config=_deepspeed_config(config, micro_batches),
         )
     engine.clip_fp32_gradients = types.MethodType(_clip_fp32_gradients, engine)
-    return engine, loss
-
-
-def _sequential(layers: list[LayerSpec]) -> nn.Module:
-    """All layers in one module, under the names that a pipeline gives them."""
-    return nn.Sequential(*(layer.build() for layer in layers))
+    return engine, report
 
 
 def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, Any]:
@@ -68,7 +81,9 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
         "optimizer": deepspeed_optimizer(config.optimizer),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": {"stage": config.parallel.zero_stage},
-        "bf16": {"enabled": config.precision == "bf16"},
+        # A gradient goes to its fp32 sum as soon as it is made. Otherwise DeepSpeed would clear that of the head's matrix, whose loss
+        # is computed outside of what it takes for the last stage's output.
+        "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},
         # None would accumulate the gradients of bf16 weights in bf16
         "data_types": {"grad_accum_dtype": "fp32"},
         # whole activations travel between stages: cutting them over tensor ranks costs a gather at each end

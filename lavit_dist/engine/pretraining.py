@@ -22,11 +22,11 @@ from lavit_dist.checkpoint.llama_state import (
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
 from lavit_dist.data.rows import GlobalBatches
-from lavit_dist.data.vocabulary import Vocabulary
 from lavit_dist.engine.checks import RankChecks
 from lavit_dist.engine.llama_engine import build_engine
 from lavit_dist.engine.throughput import device_name, peak_flops, peak_memory_gib
 from lavit_dist.models.llama import training_flops
+from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.distributed import device, rank
 from lavit_dist.parallel.topology import Layout
 from lavit_dist.parallel.vocab_loss import Targets
@@ -53,7 +53,7 @@ class Pretraining:
         self.batches = batches
         self.vocabulary: Vocabulary = batches.rows.vocabulary
         self.place = layout.coordinates(rank())
-        self.engine, self.loss = build_engine(config, layout, self.vocabulary.size, self.vocabulary.padded_size)
+        self.engine, self.losses = build_engine(config, layout, self.vocabulary)
         self.peak_flops = peak_flops(device_name()) if config.precision == "bf16" else None
         self.checks = RankChecks(self.engine, layout, config.model.num_layers) if config.checks.every_steps else None
         if self.checks is not None:
@@ -70,7 +70,7 @@ class Pretraining:
         else:
             for batch in micro_batches:
                 inputs, targets = _split(batch)
-                loss = self.loss(self.engine(tuple(t.to(device()) for t in inputs)), Targets(*(t.to(device()) for t in targets)))
+                loss = self.engine(tuple(t.to(device()) for t in inputs), Targets(*(t.to(device()) for t in targets)))
                 self.engine.backward(loss)
                 self.engine.step()
         if self.checks is not None and (step + 1) % self.config.checks.every_steps == 0:
@@ -80,7 +80,7 @@ class Pretraining:
         slots = self.config.global_batch_size * self.config.seq_len
         metrics |= {"tokens": sums.tokens, "padding": 1 - sums.tokens / slots, "data_wait": data_wait, "memory_gib": memory}
         if self.peak_flops is not None:
-            flops = training_flops(self.config.model, self.vocabulary.padded_size, sums.tokens, sums.attended)
+            flops = training_flops(self.config.model, self.vocabulary.size, sums.tokens, sums.attended)
             metrics["mfu"] = flops / (time.perf_counter() - start) / self.peak_flops / self.layout.world_size
         return metrics
 
@@ -118,7 +118,7 @@ class Pretraining:
         return self.batches.micro_batches(step, self.place.data, self.layout.data_size, self.config.micro_batch_size)
 
     def _sums(self, micro_batches: list[MicroBatch]) -> StepSums:
-        sums = StepSums(*self.loss.take())
+        sums = StepSums(*self.losses.take())
         if self.place.tensor != 0:
             return StepSums()
         if self.place.pipe == 0:

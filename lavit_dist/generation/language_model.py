@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lavit_dist.checkpoint.hf import LAVIT
 from lavit_dist.config.generate import SamplingConfig
 from lavit_dist.data.text_tokenizer import TextTokenizer
-from lavit_dist.data.vocabulary import Vocabulary
 from lavit_dist.errors import UserError, check
+from lavit_dist.models.vocabulary import Vocabulary
 
 SHORTEST_IMAGE, LONGEST_IMAGE = 20 / 256, 1.0
 """Fewest and most codes of a drawn image, as shares of its patches. 20 of 256 is the released code's minimum; its maximum of 200 would
@@ -63,9 +63,9 @@ class LanguageModel:
                 f"{folder} can't be read as a LlamaForCausalLM ({reason}); name RUN_DIR/model of a pretrain run."
             ) from error
         check(
-            model.config.vocab_size == vocabulary.padded_size,
+            model.config.vocab_size == vocabulary.size,
             f"The language model in {folder} has {model.config.vocab_size} embeddings, but its {LAVIT} asks for"
-            f" {vocabulary.padded_size}; export it again.",
+            f" {vocabulary.size}; export it again.",
         )
         return cls(model.to(device).eval(), text_tokenizer, vocabulary, num_patches, batch_size)
 
@@ -82,7 +82,7 @@ class LanguageModel:
             "num_beams": sampling.num_beams,
             "do_sample": False,
             "eos_token_id": end,
-            "suppress_tokens": list(range(words.text_size, words.padded_size)),
+            "suppress_tokens": list(range(words.text_size, words.size)),
         }
         images = [[self._image(codes) for codes in tokenized] for tokenized in tokenizations]
         captions = [self._generate(of_images, settings) for of_images in images]
@@ -110,7 +110,7 @@ class LanguageModel:
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
             "eos_token_id": words.image_end,
-            "suppress_tokens": [*range(words.image_end), *range(words.size, words.padded_size)],
+            "suppress_tokens": list(range(words.image_end)),
         }
         texts = [self.text_tokenizer.encode(prompt) for prompt in prompts for _ in range(sampling.num_candidates)]
         with torch.random.fork_rng():

@@ -18,6 +18,8 @@ from lavit_dist.config.model import LlamaConfig
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
+NEW_EMBEDDING, NEW_HEAD = "model.embed_tokens.new_rows", "lm_head.new_rows"
+"""The rows of [IMG], [/IMG] and the codes, which Hugging Face has in the same tensors, after those of the text."""
 RESIDUAL_OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 """Matrices that write to the residual stream."""
 
@@ -34,23 +36,37 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> Tensor:
+def rotary_frequencies(config: LlamaConfig) -> Tensor:
+    """Radians per position of each pair of channels: fp32 [head_dim / 2]."""
+    channels = torch.arange(0, config.head_width, 2, dtype=torch.float32)
+    frequencies = 1.0 / config.rope_theta ** (channels / config.head_width)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.rope_type == "linear":
+        return frequencies / scaling.factor
+    # Llama 3.1: rotations slower than the first training's context are stretched, fast ones stay, a ramp lies between.
+    rotations = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    ramp = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return torch.lerp(frequencies / scaling.factor, frequencies, ramp.clamp(0, 1))
+
+
+def rotary_angles(position_ids: Tensor, frequencies: Tensor) -> Tensor:
     """The rotary angles of `position_ids` [batch, seq], in radians: fp32 [seq, batch, 1, head_dim], halves alike."""
-    channels = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32)
-    angles = position_ids.t()[..., None].float() * (1.0 / theta ** (channels / head_dim))
+    angles = position_ids.t()[..., None].float() * frequencies.to(position_ids.device)
     return torch.cat([angles, angles], dim=-1)[:, :, None]
 
 
 def block_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Names, below `model.layers.N.`, and shapes [out, in] of a decoder block's weights."""
     width, hidden = config.hidden_size, config.ffn_hidden_size
-    groups_width = config.num_key_value_heads * (width // config.num_attention_heads)
+    heads_width, groups_width = (n * config.head_width for n in (config.num_attention_heads, config.num_key_value_heads))
     return {
         "input_layernorm.weight": (width,),
-        "self_attn.q_proj.weight": (width, width),
+        "self_attn.q_proj.weight": (heads_width, width),
         "self_attn.k_proj.weight": (groups_width, width),
         "self_attn.v_proj.weight": (groups_width, width),
-        "self_attn.o_proj.weight": (width, width),
+        "self_attn.o_proj.weight": (width, heads_width),
         "post_attention_layernorm.weight": (width,),
         "mlp.gate_proj.weight": (hidden, width),
         "mlp.up_proj.weight": (hidden, width),
@@ -83,8 +99,8 @@ def block_parameters(config: LlamaConfig) -> int:
 def training_flops(config: LlamaConfig, vocabulary_size: int, tokens: float, attended: float) -> float:
     """Floating-point operations of forward and backward over `tokens` tokens, which attend to `attended` positions in all.
 
-    6 per weight of a matrix and token (PaLM, appendix B; the embedding is a look-up), and 12 x width per attended position and
-    layer for scores and weighted values.
+    6 per weight of a matrix and token (PaLM, appendix B; the embedding is a look-up), and 12 x the heads' channels per attended
+    position and layer for scores and weighted values.
     """
     weights = config.num_layers * block_parameters(config) + vocabulary_size * config.hidden_size
-    return 6.0 * weights * tokens + 12.0 * config.num_layers * config.hidden_size * attended
+    return 6.0 * weights * tokens + 12.0 * config.num_layers * config.num_attention_heads * config.head_width * attended

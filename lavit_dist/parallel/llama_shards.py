@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lavit_dist.config.model import LlamaConfig
+from lavit_dist.models.vocabulary import Table
 
 Weights = Mapping[str, Tensor]
 QKV, GATE_UP = "self_attention.linear_qkv.weight", "mlp.linear_fc1.weight"
@@ -38,7 +40,7 @@ def cut_block(weights: Weights, model: LlamaConfig, rank: int, size: int) -> dic
 
 def join_block(shares: Sequence[Weights], model: LlamaConfig) -> dict[str, Tensor]:
     """The inverse of `cut_block` over all ranks' shares, in the order of ranks."""
-    width, groups, head_dim = model.hidden_size, model.num_key_value_heads, model.hidden_size // model.num_attention_heads
+    width, groups, head_dim = model.hidden_size, model.num_key_value_heads, model.head_width
     local_shape = {QKV: (groups // len(shares), -1, width), GATE_UP: (2, -1, width)}
     whole = {}
     for name in (*SAME_TENSOR, QKV, GATE_UP):
@@ -54,14 +56,16 @@ def join_block(shares: Sequence[Weights], model: LlamaConfig) -> dict[str, Tenso
     return weights
 
 
-def cut_vocabulary(table: Tensor, rank: int, size: int) -> Tensor:
-    """Rank `rank` of `size`'s rows of a table [vocabulary, width]: the embedding or the head."""
-    return _share(table, 0, rank, size)
+def cut_table(whole: Tensor, table: Table, rank: int, size: int) -> Tensor:
+    """Rank `rank` of `size`'s rows of `whole` [table.size, width], padded with zeros to equal shares."""
+    share = table.padded_size // size
+    mine = whole[rank * share : (rank + 1) * share]
+    return F.pad(mine, (0, 0, 0, share - len(mine)))
 
 
-def join_vocabulary(shares: Sequence[Tensor]) -> Tensor:
-    """The inverse of `cut_vocabulary`."""
-    return torch.cat(list(shares))
+def join_table(shares: Sequence[Tensor], table: Table) -> Tensor:
+    """The inverse of `cut_table`: [table.size, width]."""
+    return torch.cat(list(shares))[: table.size]
 
 
 def _share(tensor: Tensor, axis: int | None, rank: int, size: int) -> Tensor:

@@ -7,9 +7,9 @@ masks and rotary angles are made anew on each pipeline stage, because DeepSpeed 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from deepspeed.pipe import LayerSpec
 from megatron.core import parallel_state, tensor_parallel
@@ -25,64 +25,81 @@ from torch import Tensor, nn
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.models.llama import (
     EMBEDDING,
+    FINAL_NORM,
     HEAD,
+    NEW_EMBEDDING,
+    NEW_HEAD,
     block_name,
     block_parameters,
     block_shapes,
     initial_weight,
     rotary_angles,
+    rotary_frequencies,
 )
 from lavit_dist.models.packed_attention import PackedDocuments, packed_attention
+from lavit_dist.models.vocabulary import Table, Vocabulary
 from lavit_dist.parallel.apex import rms_norm
-from lavit_dist.parallel.llama_shards import SHARD_AXIS, cut_block, cut_vocabulary
+from lavit_dist.parallel.llama_shards import SHARD_AXIS, cut_block
+from lavit_dist.parallel.vocab_loss import LossReport, VocabularyProjection, mark_sharded, table_share, vocabulary_shard
 
 Hidden = tuple[Tensor, Tensor, Tensor]
+Weights = Callable[[str, tuple[int, ...]], Tensor]
+"""The whole weight of a Hugging Face name and a shape [out, in]. The rows of [IMG], [/IMG] and the codes have names of their own,
+`NEW_EMBEDDING` and `NEW_HEAD`; `EMBEDDING` and `HEAD` are those of the text."""
 
 
 class StageInputs:
     """What the blocks of a stage need to know of a micro-batch, computed by the first of them and shared by all."""
 
     def __init__(self, model: LlamaConfig) -> None:
-        self.head_dim = model.hidden_size // model.num_attention_heads
-        self.theta = model.rope_theta
+        self.frequencies = rotary_frequencies(model)
         self._document_ids: Tensor | None = None
 
     def of(self, position_ids: Tensor, document_ids: Tensor) -> tuple[PackedDocuments, Tensor]:
         """The documents of the micro-batch, and its rotary angles."""
         if self._document_ids is not document_ids:
             self._document_ids = document_ids
-            self._computed = PackedDocuments.of(document_ids), rotary_angles(position_ids, self.head_dim, self.theta)
+            self._computed = PackedDocuments.of(document_ids), rotary_angles(position_ids, self.frequencies)
         return self._computed
 
 
 class Embedding(nn.Module):
     """The embedding, its rows shared out over tensor-parallel ranks."""
 
-    def __init__(self, config: TransformerConfig, model: LlamaConfig, vocabulary_size: int, seed: int) -> None:
+    def __init__(self, model: LlamaConfig, vocabulary: Vocabulary, weights: Weights) -> None:
         super().__init__()
-        self.table = tensor_parallel.VocabParallelEmbedding(
-            vocabulary_size, model.hidden_size, init_method=config.init_method, config=config
-        )
-        _fill_vocabulary(self.table.weight, EMBEDDING, model, vocabulary_size, seed)
+        self.tables = vocabulary.tables
+        wholes = _table_rows(model, vocabulary, weights, (EMBEDDING, NEW_EMBEDDING))
+        self.text, self.visual = (vocabulary_shard(table, whole) for table, whole in zip(self.tables, wholes, strict=True))
 
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Hidden:
         """`tokens`, `position_ids`, `document_ids`, each [batch, seq]."""
         tokens, position_ids, document_ids = inputs
-        return self.table(tokens).transpose(0, 1).contiguous(), position_ids, document_ids
+        rows = sum(self._look_up(tokens, table, rows) for table, rows in zip(self.tables, (self.text, self.visual), strict=True))
+        hidden = tensor_parallel.reduce_from_tensor_model_parallel_region(rows)
+        return hidden.transpose(0, 1).contiguous(), position_ids, document_ids
+
+    @staticmethod
+    def _look_up(tokens: Tensor, table: Table, rows: Tensor) -> Tensor:
+        """The rows of those tokens that this rank holds, zeros for the others."""
+        share = table_share(table)
+        row = tokens - share.first_id
+        mine = (row >= 0) & (row < share.rows)
+        return F.embedding(row.masked_fill(~mine, 0), rows).masked_fill(~mine[..., None], 0.0)
 
 
 class Block(nn.Module):
     """A decoder block."""
 
-    def __init__(self, config: TransformerConfig, model: LlamaConfig, index: int, stage: StageInputs, seed: int) -> None:
+    def __init__(self, config: TransformerConfig, model: LlamaConfig, index: int, stage: StageInputs, weights: Weights) -> None:
         super().__init__()
         self.stage = stage
         self.layer = build_module(_block_spec(), config=config, layer_number=index + 1)
         rank, size = _tensor_rank(), _tensor_size()
-        whole = {name: initial_weight(model, block_name(index, name), shape, seed) for name, shape in block_shapes(model).items()}
+        whole = {name: weights(block_name(index, name), shape) for name, shape in block_shapes(model).items()}
         self.layer.load_state_dict(cut_block(whole, model, rank, size))
         for name, axis in SHARD_AXIS.items():
-            _mark_sharded(self.layer.get_parameter(name), axis)
+            mark_sharded(self.layer.get_parameter(name), axis)
 
     def forward(self, inputs: Hidden) -> Hidden:
         hidden, position_ids, document_ids = inputs
@@ -92,18 +109,20 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """The final norm and the projection to logits [seq, batch, share of the vocabulary]; not tied to the embedding."""
+    """The final norm; `projection`, which the engine calls on its result and the targets, gives the loss."""
 
-    def __init__(self, config: TransformerConfig, model: LlamaConfig, vocabulary_size: int, seed: int) -> None:
+    def __init__(
+        self, model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, *, averaged_over: int, z_loss: float, report: LossReport
+    ) -> None:
         super().__init__()
         self.norm = rms_norm(model.hidden_size, model.rms_norm_eps)
-        self.projection = tensor_parallel.ColumnParallelLinear(
-            model.hidden_size, vocabulary_size, config=config, init_method=config.init_method, bias=False, gather_output=False
-        )
-        _fill_vocabulary(self.projection.weight, HEAD, model, vocabulary_size, seed)
+        self.norm.load_state_dict({"weight": weights(FINAL_NORM, (model.hidden_size,))})
+        wholes = _table_rows(model, vocabulary, weights, (HEAD, NEW_HEAD))
+        self.projection = VocabularyProjection(vocabulary.tables, wholes, averaged_over=averaged_over, z_loss=z_loss, report=report)
 
     def forward(self, inputs: Hidden) -> Tensor:
-        return self.projection(self.norm(inputs[0]))[0]
+        hidden: Tensor = self.norm(inputs[0])
+        return hidden
 
 
 class PackedCoreAttention(nn.Module):
@@ -123,16 +142,16 @@ class BlockNorm:
         return rms_norm(hidden_size, eps)
 
 
-def llama_layers(model: LlamaConfig, vocabulary_size: int, seed: int) -> list[LayerSpec]:
-    """The embedding, the blocks and the head, in order, not yet built: a stage builds its own.
+def llama_layers(model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, **loss: Any) -> list[LayerSpec]:
+    """The embedding, the blocks and the head, in order, not yet built: a stage builds its own, and asks `weights` for them alone.
 
-    A layer's initial weights depend on `seed` alone, not on how the model is cut. megatron-core's groups must exist.
+    `loss` are the arguments that `Head` takes by name. megatron-core's groups must exist.
     """
     config, stage = _transformer_config(model), StageInputs(model)
     return [
-        LayerSpec(Embedding, config, model, vocabulary_size, seed),
-        *(LayerSpec(Block, config, model, index, stage, seed) for index in range(model.num_layers)),
-        LayerSpec(Head, config, model, vocabulary_size, seed),
+        LayerSpec(Embedding, model, vocabulary, weights),
+        *(LayerSpec(Block, config, model, index, stage, weights) for index in range(model.num_layers)),
+        LayerSpec(Head, model, vocabulary, weights, **loss),
     ]
 
 
@@ -140,6 +159,11 @@ def layer_weights(model: LlamaConfig, vocabulary_size: int) -> list[int]:
     """The number of weights of each layer of `llama_layers`, for balancing stages: the vocabulary counts at both ends."""
     table = vocabulary_size * model.hidden_size
     return [table, *[block_parameters(model)] * model.num_layers, table + model.hidden_size]
+
+
+def random_weights(model: LlamaConfig, seed: int) -> Weights:
+    """Weights before any training; they depend on `seed` alone, not on how the model is cut."""
+    return lambda name, shape: initial_weight(model, name, shape, seed)
 
 
 def _transformer_config(model: LlamaConfig) -> TransformerConfig:
@@ -152,6 +176,7 @@ def _transformer_config(model: LlamaConfig) -> TransformerConfig:
             ffn_hidden_size=model.ffn_hidden_size,
             num_attention_heads=model.num_attention_heads,
             num_query_groups=model.num_key_value_heads,
+            kv_channels=model.head_width,
             layernorm_epsilon=model.rms_norm_eps,
             normalization="RMSNorm",
             activation_func=F.silu,
@@ -190,16 +215,9 @@ def _block_spec() -> ModuleSpec:
     )
 
 
-def _fill_vocabulary(weight: nn.Parameter, name: str, model: LlamaConfig, vocabulary_size: int, seed: int) -> None:
-    whole = initial_weight(model, name, (vocabulary_size, model.hidden_size), seed)
-    with torch.no_grad():
-        weight.copy_(cut_vocabulary(whole, _tensor_rank(), _tensor_size()))
-    _mark_sharded(weight, 0)
-
-
-def _mark_sharded(weight: nn.Parameter, axis: int) -> None:
-    """Tells DeepSpeed that ranks hold different parts of `weight`, so that each part counts in the gradient norm."""
-    tensor_parallel.set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=axis, stride=1)
+def _table_rows(model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, names: tuple[str, str]) -> Iterator[Tensor]:
+    """The rows of the text and of the visual table, one after the other so that one at a time is whole in memory."""
+    return (weights(name, (table.size, model.hidden_size)) for name, table in zip(names, vocabulary.tables, strict=True))
 
 
 def _tensor_rank() -> int:

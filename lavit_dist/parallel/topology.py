@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from lavit_dist.config.pretrain import ParallelConfig
 from lavit_dist.errors import check
+from lavit_dist.models.vocabulary import Vocabulary
 
 
 class Coordinates(NamedTuple):
@@ -51,14 +52,15 @@ class Layout:
             f" data-parallel processes; choose a multiple of {unit}, or another micro_batch_size.",
         )
 
-    def check_vocabulary(self, padded_size: int) -> None:
-        """Raises `UserError` unless tensor-parallel ranks can hold equal shares of `padded_size` rows."""
-        check(
-            padded_size % self.tensor_size == 0,
-            f"The vocabulary of {padded_size} rows (text ids, [IMG], [/IMG] and codes, padded to a multiple of 128) can't be shared"
-            f" out to parallel.tensor_parallel_size {self.tensor_size} processes; choose a tensor_parallel_size that divides"
-            f" {padded_size}, such as a power of two.",
-        )
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Raises `UserError` unless tensor-parallel ranks can hold equal shares of the rows of both tables."""
+        for table in vocabulary.tables:
+            check(
+                table.padded_size % self.tensor_size == 0,
+                f"The {table.size} {table.name} rows of the vocabulary, padded to {table.padded_size}, can't be shared out to"
+                f" parallel.tensor_parallel_size {self.tensor_size} processes; choose a tensor_parallel_size that divides"
+                f" {table.padded_size}, such as a power of two.",
+            )
 
     @property
     def world_size(self) -> int:

@@ -12,10 +12,10 @@ from lavit_dist.checkpoint import hf
 from lavit_dist.checkpoint.llama_state import CheckpointFacts, write_facts
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.data.text_tokenizer import train_text_tokenizer
-from lavit_dist.data.vocabulary import Vocabulary
 from lavit_dist.errors import UserError
 from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, block_name, block_shapes, initial_weight
-from lavit_dist.parallel.llama_shards import cut_block, cut_vocabulary
+from lavit_dist.models.vocabulary import Vocabulary
+from lavit_dist.parallel.llama_shards import cut_block, cut_table
 
 MODEL = LlamaConfig(
     hidden_size=32, num_layers=2, num_attention_heads=4, num_key_value_heads=2, ffn_hidden_size=48, max_position_embeddings=64
@@ -25,10 +25,16 @@ TENSOR_RANKS = 2
 
 
 def whole_model() -> dict[str, torch.Tensor]:
-    shapes = {EMBEDDING: (VOCABULARY.padded_size, 32), FINAL_NORM: (32,), HEAD: (VOCABULARY.padded_size, 32)}
+    shapes = {EMBEDDING: (VOCABULARY.size, 32), FINAL_NORM: (32,), HEAD: (VOCABULARY.size, 32)}
     for layer in range(MODEL.num_layers):
         shapes |= {block_name(layer, name): shape for name, shape in block_shapes(MODEL).items()}
     return {name: initial_weight(MODEL, name, shape, seed=1) for name, shape in shapes.items()}
+
+
+def table_shares(whole: torch.Tensor, rank: int) -> dict[str, torch.Tensor]:
+    """A rank's rows of each table."""
+    rows = whole.split([table.size for table in VOCABULARY.tables])
+    return {table.name: cut_table(part, table, rank, TENSOR_RANKS) for table, part in zip(VOCABULARY.tables, rows, strict=True)}
 
 
 @pytest.fixture
@@ -37,13 +43,13 @@ def checkpoint(tmp_path: Path) -> Path:
     whole, folder = whole_model(), tmp_path / "step-00000001"
     (folder / "deepspeed").mkdir(parents=True)
     for rank in range(TENSOR_RANKS):
-        layers = [{"table.weight": cut_vocabulary(whole[EMBEDDING], rank, TENSOR_RANKS)}]
+        layers = [table_shares(whole[EMBEDDING], rank)]
         for index in range(MODEL.num_layers):
             prefix = block_name(index)
             block = {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
             layers.append({f"layer.{name}": tensor for name, tensor in cut_block(block, MODEL, rank, TENSOR_RANKS).items()})
-        head = cut_vocabulary(whole[HEAD], rank, TENSOR_RANKS)
-        layers.append({"norm.weight": whole[FINAL_NORM], "projection.weight": head})
+        head = {f"projection.{name}": share for name, share in table_shares(whole[HEAD], rank).items()}
+        layers.append({"norm.weight": whole[FINAL_NORM], **head})
         for index, weights in enumerate(layers):
             # megatron-core's layers leave such a key beside their weights
             torch.save(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lavit_dist.data.documents import DocumentTable, arrange, caption_dropped, text_first, to_tokens
 from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, IdShard, write_id_shard
-from lavit_dist.data.vocabulary import Vocabulary
+from lavit_dist.models.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(50, 70)
 EOS = 1

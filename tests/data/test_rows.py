@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
 from lavit_dist.data.rows import GlobalBatches, RowDataset
-from lavit_dist.data.vocabulary import Vocabulary
 from lavit_dist.errors import UserError
+from lavit_dist.models.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(50, 70)
 EOS = 0

@@ -3,7 +3,7 @@
     train_on_layout.py CONFIG OUT
 
 OUT then holds metrics.json (all steps, and those after going back), model/ (the export of the last step), and from the last
-stage's ranks of data rank 0 logits-TENSOR_RANK.pt of the first micro-batch after it.
+stage logits.pt of the first micro-batch after it.
 """
 
 import json
@@ -49,17 +49,15 @@ def main(config_path: str, out: Path) -> None:
     store.save(config.total_steps, training.save)
 
     logits: list[torch.Tensor] = []
-    plain_loss = training.loss.__class__.__call__
-
-    def record(self, values, targets):
-        logits.append(values.detach().clone())
-        return plain_loss(self, values, targets)
-
-    training.loss.__class__.__call__ = record
-    training.train_step(config.total_steps)
-    training.loss.__class__.__call__ = plain_loss
-    if logits and training.place.data == 0:
-        torch.save(logits[0], out / f"logits-{training.place.tensor}.pt")
+    if training.place.pipe == layout.pipe_size - 1:
+        layers = training.engine.module if layout.pipe_size == 1 else training.engine.module.forward_funcs
+        record = layers[-1].projection.register_forward_pre_hook(lambda head, inputs: logits.append(head.logits(inputs[0])))
+        training.train_step(config.total_steps)
+        record.remove()
+    else:
+        training.train_step(config.total_steps)
+    if logits and training.place.data == training.place.tensor == 0:
+        torch.save(logits[0], out / "logits.pt")
 
     again = Pretraining(config, layout, batches)
     again.load(store.step_folder(SAVED_STEP))

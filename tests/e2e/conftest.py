@@ -16,8 +16,8 @@ from lavit_dist.data.manifest import write_manifest
 from lavit_dist.data.pair_encoder import PairEncoder
 from lavit_dist.data.pairs import list_shards, read_pairs
 from lavit_dist.data.text_tokenizer import train_text_tokenizer
-from lavit_dist.data.vocabulary import Vocabulary
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
+from lavit_dist.models.vocabulary import Vocabulary
 from pipelines.make_shapes import make_shapes
 from tests.small_tokenizer import SMALL
 
@@ -53,8 +53,8 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from transformers import LlamaConfig, LlamaForCausalLM  # takes seconds to import
 
-    padded_size = Vocabulary(text.vocab_size, VISUAL.codebook.size).padded_size
-    LlamaForCausalLM(LlamaConfig(vocab_size=padded_size, **LLAMA)).save_pretrained(root / "language_model")
+    vocabulary = Vocabulary(text.vocab_size, VISUAL.codebook.size)
+    LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary.size, **LLAMA)).save_pretrained(root / "language_model")
     facts = {"text_size": text.vocab_size, "codebook_size": 24, "eos_id": text.eos_id, "visual_tokenizer_digest": digest}
     (root / "language_model" / "lavit.json").write_text(json.dumps(facts))
     return root

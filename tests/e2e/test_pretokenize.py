@@ -24,9 +24,9 @@ from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.quarantine import read_quarantine
 from lavit_dist.data.rows import GlobalBatches, RowDataset
 from lavit_dist.data.text_tokenizer import TextTokenizer
-from lavit_dist.data.vocabulary import Vocabulary
 from lavit_dist.models.initialisation import initialise
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
+from lavit_dist.models.vocabulary import Vocabulary
 
 SCRIPTS = Path(__file__).parents[2] / "data_prep"
 PAIRS_PER_TAR = 6

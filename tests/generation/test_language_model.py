@@ -6,9 +6,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lavit_dist.config.generate import SamplingConfig
 from lavit_dist.data.text_tokenizer import train_text_tokenizer
-from lavit_dist.data.vocabulary import Vocabulary
 from lavit_dist.errors import UserError
 from lavit_dist.generation.language_model import LanguageModel
+from lavit_dist.models.vocabulary import Vocabulary
 
 CODES, PATCHES = 24, 16
 PROMPTS = ["a red circle", "there is a large blue square on the left, on a plain grey background", "a star"]
@@ -20,7 +20,7 @@ def language_model(tmp_path_factory) -> LanguageModel:
     vocabulary = Vocabulary(text.vocab_size, CODES)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=vocabulary.padded_size,
+        vocab_size=vocabulary.size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,

@@ -2,19 +2,50 @@
 
 import math
 
+import pytest
 import torch
+from transformers import LlamaConfig as HfLlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from lavit_dist.config.model import LlamaConfig
-from lavit_dist.models.llama import block_parameters, rotary_angles, training_flops
+from lavit_dist.checkpoint.hf import _hf_config
+from lavit_dist.checkpoint.llama_state import CheckpointFacts
+from lavit_dist.config.model import LlamaConfig, RopeScalingConfig
+from lavit_dist.models.llama import block_parameters, rotary_angles, rotary_frequencies, training_flops
+
+FACTS = {
+    "precision": "fp32",
+    "text_size": 1,
+    "codebook_size": 1,
+    "eos_id": 0,
+    "visual_tokenizer_digest": "",
+    "layout": {},
+    "data": {},
+}
 
 
 def test_angles_begin_anew_with_each_document() -> None:
     position_ids = torch.tensor([[0, 1, 2, 0, 1]])
-    angles = rotary_angles(position_ids, head_dim=8, theta=10000.0)
+    model = LlamaConfig(hidden_size=16, num_attention_heads=2, num_key_value_heads=2)
+    angles = rotary_angles(position_ids, rotary_frequencies(model))
     assert angles.shape == (5, 1, 1, 8)
     torch.testing.assert_close(angles[3:], angles[:2])
     expected = torch.tensor([2.0 / 10000 ** (channel / 8) for channel in (0, 2, 4, 6)])
     torch.testing.assert_close(angles[2, 0, 0], torch.cat([expected, expected]))
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        RopeScalingConfig(rope_type="linear", factor=4),
+        RopeScalingConfig(rope_type="llama3", factor=8, original_max_position_embeddings=512),
+    ],
+)
+def test_frequencies_are_those_of_hugging_face(scaling) -> None:
+    model = LlamaConfig(head_dim=64, rope_theta=500000.0, rope_scaling=scaling)
+    settings = _hf_config(CheckpointFacts(**FACTS, model=model))
+    theirs = LlamaRotaryEmbedding(HfLlamaConfig(**settings)).inv_freq
+    torch.testing.assert_close(rotary_frequencies(model), theirs, rtol=1e-6, atol=0)
 
 
 def test_the_size_of_llama_7b() -> None:

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.models.llama import block_name, block_shapes, initial_weight
-from lavit_dist.parallel.llama_shards import GATE_UP, QKV, cut_block, cut_vocabulary, join_block, join_vocabulary
+from lavit_dist.models.vocabulary import Table
+from lavit_dist.parallel.llama_shards import GATE_UP, QKV, cut_block, cut_table, join_block, join_table
 
 HEAD_DIM = 4
 
@@ -42,11 +45,14 @@ def test_a_rank_holds_its_groups_queries_keys_and_values_together() -> None:
     assert torch.equal(share[GATE_UP], torch.cat([gate[12:], up[12:]]))
 
 
-def test_vocabulary_rows_are_shared_out_in_order() -> None:
-    table = torch.randn(12, 3)
-    shares = [cut_vocabulary(table, rank, 3) for rank in range(3)]
-    assert torch.equal(join_vocabulary(shares), table)
-    assert torch.equal(shares[1], table[4:8])
+@given(st.integers(1, 300), st.sampled_from([1, 2, 4, 8]))
+def test_table_rows_are_shared_out_in_order(rows: int, size: int) -> None:
+    table = Table("text", 0, rows)
+    whole = torch.randn(rows, 3)
+    shares = [cut_table(whole, table, rank, size) for rank in range(size)]
+    assert {len(share) for share in shares} == {table.padded_size // size}
+    assert torch.equal(join_table(shares, table), whole)
+    assert not torch.cat(shares)[rows:].any()
 
 
 def test_initial_weights_depend_on_seed_and_name_alone() -> None:

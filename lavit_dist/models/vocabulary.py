@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 PADDED_MULTIPLE = 128
-"""The embedding has a multiple of this many rows, so that every tensor-parallel degree up to it divides them evenly."""
+"""Sharded tables have a multiple of this many rows, so that every tensor-parallel degree that divides it shares them out evenly."""
+
+
+class Table(NamedTuple):
+    """Consecutive ids whose rows are one parameter of the embedding, and one of the head."""
+
+    name: str
+    """`text`, or `visual`: [IMG], [/IMG] and the codes, which a language model that comes from elsewhere lacks."""
+    first_id: int
+    size: int
+    """Number of ids."""
+
+    @property
+    def padded_size(self) -> int:
+        """Rows that tensor-parallel ranks share out; those from `size` on mean nothing and are never read or trained."""
+        return -(-self.size // PADDED_MULTIPLE) * PADDED_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,6 @@ class Vocabulary:
         return self.code_offset + self.codebook_size
 
     @property
-    def padded_size(self) -> int:
-        """Rows of the embedding: 48,512 for LaVIT. Ids from `size` on are never an input, a label or a prediction."""
-        return -(-self.size // PADDED_MULTIPLE) * PADDED_MULTIPLE
+    def tables(self) -> tuple[Table, Table]:
+        """The two parts whose rows are parameters of their own, so that each can have its own start and learning rate."""
+        return Table("text", 0, self.text_size), Table("visual", self.text_size, self.codebook_size + 2)

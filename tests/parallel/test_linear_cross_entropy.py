@@ -1,0 +1,63 @@
+"""The fused loss equals the plain one: values, gradients, z-loss, tables with padding, and chunks of any size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lavit_dist.parallel import linear_cross_entropy
+from lavit_dist.parallel.linear_cross_entropy import LinearCrossEntropy, TableShare
+
+WIDTH = 16
+
+
+def plain(hidden, labels, weight, tables, rows, z_loss):
+    """The definition, with all logits in memory."""
+    logits = hidden @ torch.cat([table[:count] for table, count in zip(tables, rows, strict=True)]).t()
+    cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+    return (weight * (cross_entropy + z_loss * logits.logsumexp(-1).square())).sum(), cross_entropy
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 30), st.integers(0, 30), st.integers(1, 50), st.sampled_from([0.0, 1e-3]), st.integers(0, 99)
+)
+def test_loss_and_gradients_are_those_of_the_plain_one(positions, text, visual, chunk, z_loss, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows = text, visual
+    hidden = torch.randn(positions, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
+    tables = [torch.randn(count + 5, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True) for count in rows]
+    labels = torch.randint(text + visual, (positions,), generator=generator)
+    weight = torch.rand(positions, generator=generator) * (torch.rand(positions, generator=generator) > 0.3)
+    shares = [TableShare(0, text), TableShare(text, visual)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_cross_entropy, "CHUNK_POSITIONS", chunk)
+        loss, each = LinearCrossEntropy.apply(hidden, labels, weight, shares, z_loss, None, *tables)
+    expected, expected_each = plain(hidden, labels, weight, tables, rows, z_loss)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(each.double(), expected_each, rtol=1e-5, atol=1e-5)
+    ours = torch.autograd.grad(3 * loss, (hidden, *tables))
+    theirs = torch.autograd.grad(3 * expected, (hidden, *tables))
+    for found, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_no_logits_of_all_positions_are_ever_made(monkeypatch):
+    monkeypatch.setattr(linear_cross_entropy, "CHUNK_POSITIONS", 8)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.untyped_storage().nbytes())
+            return out
+
+    hidden, table = torch.randn(256, WIDTH, requires_grad=True), torch.randn(1000, WIDTH, requires_grad=True)
+    with Watch():
+        loss, _ = LinearCrossEntropy.apply(
+            hidden, torch.randint(1000, (256,)), torch.ones(256), [TableShare(0, 1000)], 0.0, None, table
+        )
+        loss.backward()
+    assert largest < 256 * 1000 * 4 / 8  # all logits, in fp32, would be 8 times this
