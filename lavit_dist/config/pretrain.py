@@ -68,6 +68,9 @@ class PretrainConfig:
     """Weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting (PaLM took 1e-4); 0 is none."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model; bf16 keeps master weights, gradients and optimizer state in fp32."""
+    attention: Literal["torch", "transformer_engine"] = "torch"
+    """Kernels of attention: torch's variable-length one on GPUs in half precision (elsewhere documents in batches of like length), or
+    Transformer Engine's, which must be installed."""
     num_threads: int | None = None
     """CPU threads per process; None leaves the choice to PyTorch."""
 

@@ -19,6 +19,10 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     """`muon` takes Muon for the matrices of transformer blocks and for the matrices and kernels of a U-Net's blocks, and AdamW for
     the rest; it needs each whole on its rank, so the language model, which shards them, does not offer it."""
+    implementation: Literal["auto", "torch", "apex", "deepspeed"] = "auto"
+    """Whose AdamW: `auto` is apex's FusedAdam on a GPU where apex is installed, else torch's fused one, which nothing has to be compiled
+    for; `deepspeed` compiles its own at first use. Their states differ in form, so a run resumes where `auto` means the same. 8-bit
+    optimizers aren't offered: no library here has one that ZeRO can shard."""
     learning_rate: PositiveFloat = 3e-4
     """Peak learning rate of AdamW."""
     muon_learning_rate: PositiveFloat = 0.02
@@ -41,6 +45,11 @@ class OptimizerConfig:
     """Largest global gradient norm; 0 turns clipping off."""
 
     def validate(self) -> None:
+        check(
+            self.name == "adamw" or self.implementation in ("auto", "torch"),
+            f"optimizer.implementation {self.implementation} is of AdamW alone, but optimizer.name is {self.name}, beside which torch's"
+            " AdamW runs; set optimizer.implementation to auto, or optimizer.name to adamw.",
+        )
         check(
             0 <= self.min_learning_rate <= self.learning_rate,
             f"optimizer.min_learning_rate {self.min_learning_rate} must lie between 0 and learning_rate {self.learning_rate}.",

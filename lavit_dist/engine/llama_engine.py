@@ -15,7 +15,8 @@ from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
 
 from lavit_dist.config.pretrain import PretrainConfig
-from lavit_dist.engine.schedule import deepspeed_optimizer, parameter_groups, scheduler_factory
+from lavit_dist.engine.adamw import apex_adamw, deepspeed_optimizer
+from lavit_dist.engine.schedule import parameter_groups, scheduler_factory
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.megatron_llama import Head, layer_weights, llama_layers, random_weights
 from lavit_dist.parallel.topology import Layout, ModelParallelUnit, deepspeed_topology
@@ -52,6 +53,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary)
         config.model,
         vocabulary,
         random_weights(config.model, config.seed),
+        config.attention,
         averaged_over=micro_batches * layout.data_size,
         z_loss=config.z_loss,
         report=report,
@@ -66,6 +68,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary)
         engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=parameter_groups(module.parameters(), config.optimizer),
+            optimizer=apex_adamw(config.optimizer),
             lr_scheduler=scheduler_factory(config.optimizer, config.total_steps),
             mpu=mpu,
             config=_deepspeed_config(config, micro_batches),

@@ -6,6 +6,7 @@ masks and rotary angles are made anew on each pipeline stage, because DeepSpeed 
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,8 +38,9 @@ from lavit_dist.models.llama import (
     rotary_frequencies,
 )
 from lavit_dist.models.packed_attention import PackedDocuments, packed_attention
+from lavit_dist.models.transformer_engine import TransformerEngineAttention
 from lavit_dist.models.vocabulary import Table, Vocabulary
-from lavit_dist.parallel.apex import rms_norm
+from lavit_dist.parallel.fused_norm import rms_norm
 from lavit_dist.parallel.llama_shards import SHARD_AXIS, cut_block
 from lavit_dist.parallel.vocab_loss import LossReport, VocabularyProjection, mark_sharded, table_share, vocabulary_shard
 
@@ -91,10 +93,12 @@ class Embedding(nn.Module):
 class Block(nn.Module):
     """A decoder block."""
 
-    def __init__(self, config: TransformerConfig, model: LlamaConfig, index: int, stage: StageInputs, weights: Weights) -> None:
+    def __init__(
+        self, config: TransformerConfig, model: LlamaConfig, index: int, stage: StageInputs, weights: Weights, attention: str
+    ) -> None:
         super().__init__()
         self.stage = stage
-        self.layer = build_module(_block_spec(), config=config, layer_number=index + 1)
+        self.layer = build_module(_block_spec(attention), config=config, layer_number=index + 1)
         rank, size = _tensor_rank(), _tensor_size()
         whole = {name: weights(block_name(index, name), shape) for name, shape in block_shapes(model).items()}
         self.layer.load_state_dict(cut_block(whole, model, rank, size))
@@ -128,11 +132,15 @@ class Head(nn.Module):
 class PackedCoreAttention(nn.Module):
     """What megatron-core calls core attention, over packed rows; it takes `PackedDocuments` in the place of a mask."""
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, attention: str, config: TransformerConfig, **_: Any) -> None:
         super().__init__()
+        self.attend: Callable[[Tensor, Tensor, Tensor, PackedDocuments], Tensor] = packed_attention
+        if attention == "transformer_engine":
+            heads, groups = (of // _tensor_size() for of in (config.num_attention_heads, config.num_query_groups))
+            self.attend = TransformerEngineAttention(heads, groups, config.kv_channels)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: PackedDocuments, **_: Any) -> Tensor:
-        return packed_attention(query, key, value, attention_mask)
+        return self.attend(query, key, value, attention_mask)
 
 
 class BlockNorm:
@@ -142,15 +150,15 @@ class BlockNorm:
         return rms_norm(hidden_size, eps)
 
 
-def llama_layers(model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, **loss: Any) -> list[LayerSpec]:
+def llama_layers(model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, attention: str, **loss: Any) -> list[LayerSpec]:
     """The embedding, the blocks and the head, in order, not yet built: a stage builds its own, and asks `weights` for them alone.
 
-    `loss` are the arguments that `Head` takes by name. megatron-core's groups must exist.
+    `attention` is the setting of that name, `loss` are the arguments that `Head` takes by name. megatron-core's groups must exist.
     """
     config, stage = _transformer_config(model), StageInputs(model)
     return [
         LayerSpec(Embedding, model, vocabulary, weights),
-        *(LayerSpec(Block, config, model, index, stage, weights) for index in range(model.num_layers)),
+        *(LayerSpec(Block, config, model, index, stage, weights, attention) for index in range(model.num_layers)),
         LayerSpec(Head, model, vocabulary, weights, **loss),
     ]
 
@@ -195,10 +203,10 @@ def _transformer_config(model: LlamaConfig) -> TransformerConfig:
         )
 
 
-def _block_spec() -> ModuleSpec:
-    attention = SelfAttentionSubmodules(
+def _block_spec(attention: str) -> ModuleSpec:
+    submodules = SelfAttentionSubmodules(
         linear_qkv=tensor_parallel.ColumnParallelLinear,
-        core_attention=PackedCoreAttention,
+        core_attention=functools.partial(PackedCoreAttention, attention),
         linear_proj=tensor_parallel.RowParallelLinear,
     )
     mlp = MLPSubmodules(linear_fc1=tensor_parallel.ColumnParallelLinear, linear_fc2=tensor_parallel.RowParallelLinear)
@@ -206,7 +214,7 @@ def _block_spec() -> ModuleSpec:
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=BlockNorm,
-            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
+            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=BlockNorm,
             mlp=ModuleSpec(module=MLP, submodules=mlp),
