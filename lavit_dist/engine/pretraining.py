@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ from lavit_dist.parallel.distributed import device, rank
 from lavit_dist.parallel.topology import Layout
 from lavit_dist.parallel.vocab_loss import Targets
 
+logger = logging.getLogger(__name__)
+
 
 class StepSums(NamedTuple):
     """What one rank adds to a step's figures: losses on last stages, tokens on first ones, once per tensor-parallel group."""
@@ -55,6 +58,8 @@ class Pretraining:
         self.place = layout.coordinates(rank())
         self.engine, self.losses = build_engine(config, layout, self.vocabulary)
         self.peak_flops = peak_flops(device_name()) if config.precision == "bf16" else None
+        if self.peak_flops is None and rank() == 0:
+            logger.info("unknown peak of %s in %s: MFU is not told", device_name() or "a CPU", config.precision)
         self.checks = RankChecks(self.engine, layout, config.model.num_layers) if config.checks.every_steps else None
         if self.checks is not None:
             self.checks.check_groups()
