@@ -8,6 +8,7 @@ from pydantic import NonNegativeFloat
 
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import LlamaConfig
+from lavit_dist.config.parameters import NewRows, ParametersConfig
 from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
 
@@ -22,16 +23,70 @@ class ParallelConfig:
     """Consecutive groups of layers that run on different processes (DeepSpeed PipelineModule)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What data-parallel ranks share out: 1 optimizer state, 2 also gradients, 3 also weights (DeepSpeed ZeRO)."""
+    sequence_parallel: bool = False
+    """Share what lies between the matrices out to tensor-parallel processes along the sequence, which saves memory at the same
+    traffic (Korthikanti et al. 2022)."""
+    offload_optimizer: bool = False
+    """Keep optimizer state and step in host memory (ZeRO-Offload)."""
+    offload_parameters: bool = False
+    """Keep weights in host memory until a layer needs them (ZeRO-3 alone)."""
 
     def validate(self) -> None:
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             check(getattr(self, name) >= 1, f"parallel.{name} {getattr(self, name)} must be at least 1.")
+        check(
+            not self.sequence_parallel or self.tensor_parallel_size > 1,
+            "parallel.sequence_parallel shares the sequence out to tensor-parallel processes, but parallel.tensor_parallel_size is 1;"
+            " set parallel.sequence_parallel to false, or parallel.tensor_parallel_size to 2 or more.",
+        )
+        self._check_zero()
+
+    def _check_zero(self) -> None:
         check(
             self.zero_stage < 2 or self.pipeline_parallel_size == 1,
             f"parallel.zero_stage {self.zero_stage} can't be combined with parallel.pipeline_parallel_size"
             f" {self.pipeline_parallel_size}, whose micro-batches need whole gradients; set parallel.zero_stage to 0 or 1, or"
             " parallel.pipeline_parallel_size to 1.",
         )
+        check(
+            not self.offload_optimizer or self.zero_stage > 0,
+            "parallel.offload_optimizer moves the optimizer state that ZeRO shares out, but parallel.zero_stage is 0; set"
+            " parallel.zero_stage to 1, or parallel.offload_optimizer to false.",
+        )
+        check(
+            not self.offload_optimizer or self.pipeline_parallel_size == 1,
+            "parallel.offload_optimizer can't be combined with parallel.pipeline_parallel_size"
+            f" {self.pipeline_parallel_size}, whose stages are there to make the state fit; set parallel.offload_optimizer to false, or"
+            " parallel.pipeline_parallel_size to 1.",
+        )
+        check(
+            not self.offload_parameters or self.zero_stage == 3,
+            "parallel.offload_parameters moves the weights that ZeRO-3 gathers layer by layer, but parallel.zero_stage is"
+            f" {self.zero_stage}; set parallel.zero_stage to 3, or parallel.offload_parameters to false.",
+        )
+
+
+@config
+class ActivationCheckpointingConfig:
+    """Which activations are computed again in the backward pass instead of kept: memory for time."""
+
+    mode: Literal["none", "selective", "full"] = "none"
+    """`selective` recomputes attention alone, which is cheap for what it keeps (Korthikanti et al. 2022); `full` recomputes whole
+    blocks, about a third more computation."""
+    every: int = 1
+    """Recompute in every n-th block: 2 keeps the activations of every other one."""
+
+    def validate(self) -> None:
+        check(self.every >= 1, f"activation_checkpointing.every {self.every} must be at least 1.")
+        check(
+            self.mode != "none" or self.every == 1,
+            f"activation_checkpointing.every {self.every} does nothing where activation_checkpointing.mode is none; set the mode to"
+            " selective or full, or leave every at 1.",
+        )
+
+    def recomputes(self, index: int) -> bool:
+        """Whether block `index`, from 0, is one of those."""
+        return self.mode != "none" and (index + 1) % self.every == 0
 
 
 @config
@@ -46,8 +101,16 @@ class PretrainConfig:
     """Hugging Face tokenizer folder that the ids were made with."""
     visual_tokenizer: str | None = None
     """Folder of the visual tokenizer that the ids were made with; if given, its digest is compared with theirs."""
+    init_from: str | None = None
+    """Hugging Face LLaMA folder whose weights the run starts from: a text model, or an earlier run's export; None draws them anew."""
+    new_rows: NewRows = "mean_noise"
+    """How rows that init_from lacks, those of [IMG], [/IMG] and codes, begin (benchmarks/new_rows.md)."""
+    parameters: ParametersConfig = ParametersConfig()
     model: LlamaConfig = LlamaConfig()
     parallel: ParallelConfig = ParallelConfig()
+    activation_checkpointing: ActivationCheckpointingConfig = ActivationCheckpointingConfig()
+    compile: bool = False
+    """Compile each block with torch.compile; the first steps wait for it, and CPUs need a C++ compiler."""
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -76,6 +139,7 @@ class PretrainConfig:
 
     def validate(self) -> None:
         self._check_counts()
+        self._check_start()
         self._check_parallel()
 
     def _check_counts(self) -> None:
@@ -93,6 +157,17 @@ class PretrainConfig:
             " multiple.",
         )
 
+    def _check_start(self) -> None:
+        default = type(self).__dataclass_fields__["new_rows"].default
+        check(
+            self.init_from is not None or self.new_rows == default,
+            f"new_rows {self.new_rows} has a meaning beside init_from alone; set init_from, or leave new_rows out.",
+        )
+        check(
+            self.new_rows != "projected" or self.visual_tokenizer is not None,
+            "new_rows projected needs the codes of the visual tokenizer; set visual_tokenizer, or new_rows to mean_noise.",
+        )
+
     def _check_parallel(self) -> None:
         check(
             self.optimizer.name == "adamw",
@@ -107,6 +182,12 @@ class PretrainConfig:
                 f" tensor_parallel_size that divides {count}.",
             )
         check(
+            not self.parallel.sequence_parallel or self.seq_len % tensor == 0,
+            f"seq_len {self.seq_len} can't be shared out to parallel.tensor_parallel_size {tensor} processes, as"
+            f" parallel.sequence_parallel asks; choose {max(1, round(self.seq_len / tensor)) * tensor}, or set"
+            " parallel.sequence_parallel to false.",
+        )
+        check(
             pipeline <= self.model.num_layers,
             f"parallel.pipeline_parallel_size {pipeline} is more than model.num_layers {self.model.num_layers}; every stage needs a"
             f" layer, so choose at most {self.model.num_layers}.",
@@ -115,4 +196,15 @@ class PretrainConfig:
             self.precision == "fp32" or self.parallel.zero_stage > 0,
             "precision bf16 needs the fp32 master weights that ZeRO keeps, but parallel.zero_stage is 0; set it to 1, or"
             " precision to fp32.",
+        )
+        every = self.activation_checkpointing.every
+        check(
+            every <= self.model.num_layers,
+            f"activation_checkpointing.every {every} is more than model.num_layers {self.model.num_layers}, so that no block would be"
+            f" recomputed; choose at most {self.model.num_layers}.",
+        )
+        check(
+            not self.compile or self.parallel.zero_stage < 3,
+            "compile can't be combined with parallel.zero_stage 3, whose weights come and go between a block's operators; set"
+            " compile to false, or parallel.zero_stage to 2.",
         )

@@ -10,6 +10,8 @@ from lavit_dist.config.base import config
 from lavit_dist.errors import check
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Schedule = Literal["cosine", "wsd", "constant"]
+"""What the learning rate does after the warm-up: falls by half a cosine; stays, then falls (warm-up, stable, decay); or stays."""
 
 
 @config
@@ -33,8 +35,12 @@ class OptimizerConfig:
     """Learning rate at the last step."""
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up from zero."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     """Shape of the decay after the warm-up."""
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """`wsd`: share of the steps, at the end, over which the learning rate falls (Hägele et al. 2024)."""
+    decay_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
+    """`wsd`: how it falls; 1-sqrt falls fast at first, and came out best there."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay rates of Adam's averages."""
     eps: PositiveFloat = 1e-8

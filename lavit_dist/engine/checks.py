@@ -17,26 +17,25 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from lavit_dist.engine.held_weights import HeldWeight, held_weights, optimizer_steps
+from lavit_dist.engine.llama_parameters import hugging_face_names
 from lavit_dist.errors import UserError
-from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, block_name
 from lavit_dist.parallel.distributed import device, rank
-from lavit_dist.parallel.llama_shards import GATE_UP, QKV, SAME_TENSOR
 from lavit_dist.parallel.topology import Layout
 
 REMEDY = "go back to a checkpoint before it (remove the later ones), and if it comes again, test the machines of these ranks"
+LEARNING_RATES = "the learning rates"
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ROW = 1024
 """Words of 8 bytes that are summed at a time."""
 COLUMN_FACTOR = 1_000_003
 """More than twice the rows of any weight, so that each position counts with a factor of its own."""
-BLOCK_NAMES = SAME_TENSOR | {QKV: "self_attn.{q,k,v}_proj.weight", GATE_UP: "mlp.{gate,up}_proj.weight"}
 
 
 class RankChecks:
     """The checks of one engine. Every method is collective over all ranks, and raises the same `UserError` on each."""
 
-    def __init__(self, engine: Any, layout: Layout, num_layers: int) -> None:
-        self.engine, self.layout, self.num_layers = engine, layout, num_layers
+    def __init__(self, engine: Any, layout: Layout) -> None:
+        self.engine, self.layout = engine, layout
         self.groups = {
             "tensor": parallel_state.get_tensor_model_parallel_group(),
             "data": parallel_state.get_data_parallel_group(),
@@ -60,7 +59,7 @@ class RankChecks:
     def check_state(self, when: str) -> None:
         """That weights, optimizer state, learning rates and the last gradient norm are as they must be."""
         held = list(held_weights(self.engine))
-        shared = {"the learning rates": _digest(torch.tensor(self.engine.get_lr(), dtype=torch.float64, device=device()))}
+        shared = {LEARNING_RATES: _digest(torch.tensor(self.engine.get_lr(), dtype=torch.float64, device=device()))}
         over = {"tensor": dict(shared), "data": dict(shared)}
         for weight in held:
             self._add_digests(weight, over)
@@ -102,14 +101,15 @@ class RankChecks:
         if not differs.any():
             return None
         which = int(differs.any(0).nonzero()[0])
+        name = list(digests)[which]
+        name = name if name == LEARNING_RATES else _named(name)
         other = peers[int(differs[:, which].nonzero()[0])]
         return (
-            f"{self._named(list(digests)[which])} on {self._who(other)} differs from that on {self._who(peers[0])}, but"
-            f" {axis}-parallel ranks must hold the same"
+            f"{name} on {self._who(other)} differs from that on {self._who(peers[0])}, but {axis}-parallel ranks must hold the same"
         )
 
     def _problem_of(self, weight: HeldWeight) -> str | None:
-        name = self._named(weight.name)
+        name = _named(weight.name)
         if weight.part is not None and weight.master is not None:
             rounded = weight.master.to(weight.part.device, weight.part.dtype)
             if not torch.equal(rounded, weight.part):
@@ -141,19 +141,10 @@ class RankChecks:
         place = self.layout.coordinates(of)
         return f"rank {of} (pipe {place.pipe}, data {place.data}, tensor {place.tensor})"
 
-    def _named(self, name: str) -> str:
-        """Hugging Face's name of a weight, and the engine's."""
-        layer, _, rest = name.partition(".")
-        if not layer.isdecimal():
-            return name
-        if int(layer) == 0:
-            official = EMBEDDING
-        elif int(layer) <= self.num_layers:
-            below = rest.removeprefix("layer.")
-            official = block_name(int(layer) - 1, BLOCK_NAMES.get(below, below))
-        else:
-            official = FINAL_NORM if rest.startswith("norm.") else HEAD
-        return f"{official} ({name})"
+
+def _named(name: str) -> str:
+    """Hugging Face's names of what a parameter holds, and the engine's name of it."""
+    return f"{', '.join(hugging_face_names(name))} ({name})"
 
 
 def _digest(tensor: Tensor) -> Tensor:
