@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ActivationCheckpointingConfig
@@ -56,7 +57,7 @@ def describe(bounds: Sequence[int], costs: Sequence[float]) -> str:
     """One line: the layers of each stage and its share of the whole cost."""
     stages = [
         f"{stage}: layers {start}-{end - 1} ({sum(costs[start:end]) / sum(costs):.1%})"
-        for stage, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+        for stage, (start, end) in enumerate(pairwise(bounds))
     ]
     return f"pipeline stages of {len(costs)} layers, by share of computation: {', '.join(stages)}"
 
