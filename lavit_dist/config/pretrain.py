@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.parameters import NewRows, ParametersConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
 
 
@@ -114,6 +114,7 @@ class PretrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    checks: Checks = ChecksConfig()
     seed: Seed = 0
     """Seed of the initial weights, of the order of documents and of what is chosen per document."""
     total_steps: int
@@ -130,6 +131,9 @@ class PretrainConfig:
     """Weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting (PaLM took 1e-4); 0 is none."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model; bf16 keeps master weights, gradients and optimizer state in fp32."""
+    attention: Literal["torch", "transformer_engine"] = "torch"
+    """Kernels of attention: torch's variable-length one on GPUs in half precision (elsewhere documents in batches of like length), or
+    Transformer Engine's, which must be installed."""
     num_threads: int | None = None
     """CPU threads per process; None leaves the choice to PyTorch."""
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ActivationCheckpointingConfig, ParallelConfig, PretrainConfig
+from lavit_dist.engine.adamw import apex_adamw, deepspeed_optimizer
 from lavit_dist.engine.llama_parameters import freeze, llama_groups
-from lavit_dist.engine.schedule import deepspeed_optimizer, scheduler_factory
+from lavit_dist.engine.schedule import scheduler_factory
 from lavit_dist.errors import check
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.distributed import rank
@@ -73,6 +74,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
         weights,
         seq_len=config.seq_len,
         recompute=config.activation_checkpointing,
+        attention=config.attention,
         sequence_parallel=config.parallel.sequence_parallel,
         compiled=config.compile,
         averaged_over=micro_batches * layout.data_size,
@@ -84,6 +86,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
         engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=llama_groups(module, config.optimizer, config.parameters),
+            optimizer=apex_adamw(config.optimizer, offloaded=config.parallel.offload_optimizer),
             lr_scheduler=scheduler_factory(config.optimizer, config.total_steps),
             mpu=None if layout.pipe_size > 1 else ModelParallelUnit(),  # a PipelineModule brings its own
             config=_deepspeed_config(config, micro_batches),
@@ -126,11 +129,9 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
-        "optimizer": deepspeed_optimizer(config.optimizer),
+        "optimizer": deepspeed_optimizer(config.optimizer, offloaded=config.parallel.offload_optimizer),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": _zero(config.parallel),
-        # DeepSpeed's own Adam for offloaded state is compiled at start, on GPU machines; elsewhere torch's serves
-        "zero_force_ds_cpu_optimizer": torch.cuda.is_available(),
         # A gradient goes to its fp32 sum as soon as it is made. Otherwise DeepSpeed would clear that of the head's matrix, whose loss
         # is computed outside of what it takes for the last stage's output.
         "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},
