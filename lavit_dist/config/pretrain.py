@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.parameters import NewRows, ParametersConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
 
 
@@ -114,6 +114,7 @@ class PretrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    checks: Checks = ChecksConfig()
     seed: Seed = 0
     """Seed of the initial weights, of the order of documents and of what is chosen per document."""
     total_steps: int
@@ -130,6 +131,9 @@ class PretrainConfig:
     """Weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting (PaLM took 1e-4); 0 is none."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model; bf16 keeps master weights, gradients and optimizer state in fp32."""
+    attention: Literal["torch", "transformer_engine"] = "torch"
+    """Kernels of attention: torch's variable-length one on GPUs in half precision (elsewhere documents in batches of like length), or
+    Transformer Engine's, which must be installed."""
     num_threads: int | None = None
     """CPU threads per process; None leaves the choice to PyTorch."""
 
@@ -170,12 +174,13 @@ class PretrainConfig:
             f"optimizer.name {self.optimizer.name} needs every matrix whole on its rank, but the language model's are sharded; choose adamw.",
         )
         tensor, pipeline = self.parallel.tensor_parallel_size, self.parallel.pipeline_parallel_size
-        for name in ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size"):
-            count = getattr(self.model, name)
+        shared = {name: getattr(self.model, name) for name in ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size")}
+        nearest = max(size for size in range(1, tensor + 1) if all(count % size == 0 for count in shared.values()))
+        for name, count in shared.items():
             check(
                 count % tensor == 0,
-                f"model.{name} {count} can't be shared out to parallel.tensor_parallel_size {tensor} processes; choose a"
-                f" tensor_parallel_size that divides {count}.",
+                f"model.{name} {count} can't be shared out to parallel.tensor_parallel_size {tensor} processes; set"
+                f" parallel.tensor_parallel_size to {nearest}, which divides the model's heads and channels.",
             )
         check(
             not self.parallel.sequence_parallel or self.seq_len % tensor == 0,

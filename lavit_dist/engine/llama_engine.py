@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import shutil
 import types
 from typing import Any, cast
 
@@ -16,9 +18,11 @@ from torch import Tensor, nn
 
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ActivationCheckpointingConfig, ParallelConfig, PretrainConfig
+from lavit_dist.engine.adamw import apex_adamw, deepspeed_optimizer
 from lavit_dist.engine.gradient_reduction import reduce_to_owners
 from lavit_dist.engine.llama_parameters import freeze, llama_groups
-from lavit_dist.engine.schedule import deepspeed_optimizer, scheduler_factory
+from lavit_dist.engine.schedule import scheduler_factory
+from lavit_dist.errors import check
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.distributed import rank
 from lavit_dist.parallel.megatron_llama import KEEP_ACTIVATIONS, Head, Weights, llama_layers
@@ -53,7 +57,15 @@ class PlainLlama(nn.Sequential):
 
 def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary, weights: Weights) -> tuple[Any, LossReport]:
     """The engine, which starts from `weights`, and what its losses add up to, on every rank of `layout`, whose megatron-core groups
-    exist. Collective."""
+    exist. Collective.
+
+    Raises `UserError` when blocks are to be compiled and there is nothing to compile them with.
+    """
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    check(
+        not config.compile or any(map(shutil.which, compilers)),
+        f"compile needs a C++ compiler, but neither {compilers[0]} nor {compilers[1]} is installed; install one, or set compile to false.",
+    )
     micro_batches = config.global_batch_size // (config.micro_batch_size * layout.data_size)
     report = LossReport()
     module, _ = build_module(
@@ -63,6 +75,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
         weights,
         seq_len=config.seq_len,
         recompute=config.activation_checkpointing,
+        attention=config.attention,
         sequence_parallel=config.parallel.sequence_parallel,
         compiled=config.compile,
         averaged_over=micro_batches * layout.data_size,
@@ -74,6 +87,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
         engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=llama_groups(module, config.optimizer, config.parameters),
+            optimizer=apex_adamw(config.optimizer, offloaded=config.parallel.offload_optimizer),
             lr_scheduler=scheduler_factory(config.optimizer, config.total_steps),
             mpu=None if layout.pipe_size > 1 else ModelParallelUnit(),  # a PipelineModule brings its own
             config=_deepspeed_config(config, micro_batches),
@@ -122,8 +136,6 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
         "zero_optimization": _zero(config.parallel),
         # None would round to bf16 what data-parallel ranks add up
         "communication_data_type": "fp32",
-        # DeepSpeed's own Adam for offloaded state is compiled at start, on GPU machines; elsewhere torch's serves
-        "zero_force_ds_cpu_optimizer": torch.cuda.is_available(),
         # A gradient goes to its fp32 sum as soon as it is made. Otherwise DeepSpeed would clear that of the head's matrix, whose loss
         # is computed outside of what it takes for the last stage's output.
         "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},

@@ -56,20 +56,3 @@ def parameter_groups(
         {"params": group, "weight_decay": optimizer.weight_decay if decays else 0.0, "lr": scale * optimizer.learning_rate}
         for (decays, scale), group in sorted(groups.items(), reverse=True, key=lambda item: item[0])
     ]
-
-
-def deepspeed_optimizer(optimizer: OptimizerConfig, *, offloaded: bool = False) -> dict[str, Any]:
-    """The `optimizer` section of a DeepSpeed configuration: torch's fused AdamW.
-
-    DeepSpeed's own kernels are compiled at start, for which a machine may lack the CUDA toolkit; they serve state that is
-    `offloaded` from a GPU alone, which torch's can't.
-    """
-    settings: dict[str, Any] = {
-        "lr": optimizer.learning_rate,
-        "betas": list(optimizer.betas),
-        "eps": optimizer.eps,
-        "weight_decay": optimizer.weight_decay,
-    }
-    if not (offloaded and torch.cuda.is_available()):
-        settings |= {"torch_adam": True, "fused": True}
-    return {"type": "AdamW", "params": settings}

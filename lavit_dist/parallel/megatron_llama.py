@@ -41,8 +41,9 @@ from lavit_dist.models.llama import (
     rotary_frequencies,
 )
 from lavit_dist.models.packed_attention import PackedDocuments, packed_attention
+from lavit_dist.models.transformer_engine import TransformerEngineAttention
 from lavit_dist.models.vocabulary import Table, Vocabulary
-from lavit_dist.parallel.apex import rms_norm
+from lavit_dist.parallel.fused_norm import rms_norm
 from lavit_dist.parallel.llama_shards import SHARD_AXIS, cut_block
 from lavit_dist.parallel.vocab_loss import VocabularyProjection, mark_sharded, table_share, vocabulary_shard
 
@@ -109,13 +110,15 @@ class Block(nn.Module):
         stage: StageInputs,
         weights: Weights,
         recompute: ActivationCheckpointingConfig,
+        attention: str,
         compiled: bool,
     ) -> None:
         super().__init__()
         self.stage = stage
         mode = recompute.mode if recompute.recomputes(index) else "none"
         self.recomputed = mode == "full"
-        self.layer = build_module(_block_spec(recompute_attention=mode == "selective"), config=config, layer_number=index + 1)
+        spec = _block_spec(attention, recompute_attention=mode == "selective")
+        self.layer = build_module(spec, config=config, layer_number=index + 1)
         if compiled:
             self.layer.compile()
         rank, size = _tensor_rank(), _tensor_size()
@@ -162,18 +165,22 @@ class Head(nn.Module):
 class PackedCoreAttention(nn.Module):
     """What megatron-core calls core attention, over packed rows; it takes `PackedDocuments` in the place of a mask."""
 
-    def __init__(self, recompute: bool, **_: Any) -> None:
+    def __init__(self, attention: str, recompute: bool, config: TransformerConfig, **_: Any) -> None:
         super().__init__()
         self.recompute = recompute
+        self.attend: Callable[[Tensor, Tensor, Tensor, PackedDocuments], Tensor] = packed_attention
+        if attention == "transformer_engine":
+            heads, groups = (of // _tensor_size() for of in (config.num_attention_heads, config.num_query_groups))
+            self.attend = TransformerEngineAttention(heads, groups, config.kv_channels)
 
     @torch.compiler.disable  # its shapes are those of the documents, new in each micro-batch
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: PackedDocuments, **_: Any) -> Tensor:
         if self.recompute:
             attended: Tensor = checkpoint(
-                packed_attention, query, key, value, attention_mask, use_reentrant=False, preserve_rng_state=False
+                self.attend, query, key, value, attention_mask, use_reentrant=False, preserve_rng_state=False
             )
             return attended
-        return packed_attention(query, key, value, attention_mask)
+        return self.attend(query, key, value, attention_mask)
 
 
 class BlockNorm:
@@ -190,18 +197,22 @@ def llama_layers(
     *,
     sequence_parallel: bool = False,
     recompute: ActivationCheckpointingConfig = KEEP_ACTIVATIONS,
+    attention: str = "torch",
     compiled: bool = False,
     **loss: Any,
 ) -> list[LayerSpec]:
     """The embedding, the blocks and the head, in order, not yet built: a stage builds its own, and asks `weights` for them alone.
 
-    `compiled` blocks are compiled by torch, apart from their attention. `loss` are the arguments that `VocabularyProjection` takes by
-    name. megatron-core's groups must exist.
+    `attention` is the setting of that name. `compiled` blocks are compiled by torch, apart from their attention. `loss` are the
+    arguments that `VocabularyProjection` takes by name. megatron-core's groups must exist.
     """
     config, stage = _transformer_config(model, sequence_parallel), StageInputs(model)
     return [
         LayerSpec(Embedding, model, vocabulary, weights, sequence_parallel),
-        *(LayerSpec(Block, config, model, index, stage, weights, recompute, compiled) for index in range(model.num_layers)),
+        *(
+            LayerSpec(Block, config, model, index, stage, weights, recompute, attention, compiled)
+            for index in range(model.num_layers)
+        ),
         LayerSpec(Head, model, vocabulary, weights, sequence_parallel, **loss),
     ]
 
@@ -241,10 +252,11 @@ def _transformer_config(model: LlamaConfig, sequence_parallel: bool) -> Transfor
         )
 
 
-def _block_spec(recompute_attention: bool) -> ModuleSpec:
-    attention = SelfAttentionSubmodules(
+def _block_spec(attention: str, *, recompute_attention: bool) -> ModuleSpec:
+    core_attention = ModuleSpec(module=PackedCoreAttention, params={"attention": attention, "recompute": recompute_attention})
+    submodules = SelfAttentionSubmodules(
         linear_qkv=tensor_parallel.ColumnParallelLinear,
-        core_attention=ModuleSpec(module=PackedCoreAttention, params={"recompute": recompute_attention}),
+        core_attention=core_attention,
         linear_proj=tensor_parallel.RowParallelLinear,
     )
     mlp = MLPSubmodules(linear_fc1=tensor_parallel.ColumnParallelLinear, linear_fc2=tensor_parallel.RowParallelLinear)
@@ -252,7 +264,7 @@ def _block_spec(recompute_attention: bool) -> ModuleSpec:
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=BlockNorm,
-            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
+            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=BlockNorm,
             mlp=ModuleSpec(module=MLP, submodules=mlp),

@@ -90,6 +90,8 @@ def _of_layout(tensor: int, pipeline: int, data: int) -> Iterator[Setting]:
             if zero == 1:
                 yield Setting(**here, rows=ONE_PER_ROW)
                 yield Setting(**here, rows=ONE_SIDED)
+                if pipeline * data == 1 and tensor < 4:  # what is compiled doesn't depend on the others
+                    yield Setting(**here, compiled=True)
         if zero > 0 and pipeline == 1:
             yield Setting(tensor=tensor, data=data, zero=zero, offload="optimizer")
     if pipeline == 1:
@@ -104,6 +106,7 @@ SELECTION = [
     ONE_SIDED_PROCESS,
     Setting(zero=0, checkpointing="selective"),
     Setting(zero=3, offload="parameters"),
+    Setting(compiled=True),
     Setting(tensor=2, zero=0, resumes=True),
     Setting(tensor=2, zero=3, sequence_parallel=True, checkpointing="selective", resumes=True),
     Setting(pipeline=2, zero=0, checkpointing="full", resumes=True),
@@ -114,4 +117,14 @@ SELECTION = [
     Setting(tensor=2, pipeline=2, sequence_parallel=True, checkpointing="full", resumes=True),
     Setting(tensor=2, data=2, zero=3, resumes=True),
 ]
-"""What a run of the tests without --all-layouts covers: every value of every setting, and every pair that touches the same code."""
+"""What the tests cover without --all-layouts: every value of every setting, and the engines that the settings meet in."""
+
+
+def settings_of(world_size: int, everything: bool) -> list[Setting]:
+    """The settings of `world_size` ranks that are run."""
+    if not everything:
+        return [setting for setting in SELECTION if setting.world_size == world_size]
+    if world_size == OF_EIGHT.world_size:
+        return [OF_EIGHT]
+    selected = {setting.name: setting for setting in SELECTION}
+    return [selected.get(setting.name, setting) for setting in matrix(world_size)]

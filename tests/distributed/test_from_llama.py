@@ -51,7 +51,7 @@ def start_from(
         }
         config = build(PretrainConfig, settings | changes)
         save_config(config, out / "config.yaml")
-        run_ranks(PROGRAM, tensor * pipeline * data, str(out / "config.yaml"), str(out))
+        run_ranks(PROGRAM, tensor * pipeline * data, str(out / "config.yaml"), str(out), timeout=220)
         return out
 
     return start
