@@ -2,12 +2,15 @@
 
 python launcher/verify.py reference FOLDER
     compares what this code computes with the weights in FOLDER with the reference vectors there: config.json,
-    vectors.safetensors, visual_tokenizer/ in the released layout, and where there are some, state_dict_keys.txt and SHA256SUMS
+    vectors.safetensors, visual_tokenizer/ in the released layout, and where there are some, state_dict_keys.txt and SHA256SUMS.
+    What no vector depends on (a tower's norm and head, the bias of attention's keys, codes that no image has) is covered only in a
+    set that is known here, or by SHA256SUMS; notes under the table say what is left
 
-What no vector depends on (a tower's norm and head, the bias of attention's keys, codes that no image has) is covered only in a set that
-is known here, or by SHA256SUMS; notes under the table say what is left.
+python launcher/verify.py hf FOLDER [--tensor N] [--pipeline N]
+    loads the Hugging Face LLaMA in FOLDER into N x N processes of its own and compares logits of random packed documents with those
+    of transformers' LlamaForCausalLM, which reads each document alone: at most 1e-4 apart, in fp32. Holds the model twice
 
-Exit code 0: all equal. 1: something differs, or is missing. 2: FOLDER is no such folder.
+Exit code 0: all equal. 1: something differs, or is missing. 2: FOLDER is no such folder, or can't be cut so.
 """
 
 import argparse
@@ -21,16 +24,25 @@ DIFFERENT = 1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("reference",), help="what to verify")
-    parser.add_argument("folder", help="a folder of reference vectors")
+    what = parser.add_subparsers(dest="what", required=True, metavar="reference|hf")
+    reference = what.add_parser("reference", help="a folder of reference vectors of the visual tokenizer")
+    hf = what.add_parser("hf", help="a Hugging Face LLaMA, in a parallel layout")
+    for each in (reference, hf):
+        each.add_argument("folder", help="the folder to verify")
+    hf.add_argument("--tensor", type=int, default=1, metavar="N", help="processes that share each layer")
+    hf.add_argument("--pipeline", type=int, default=1, metavar="N", help="consecutive groups of layers")
     arguments = parser.parse_args()
-    exit_on_user_error(lambda: run(arguments.folder))
+    exit_on_user_error(lambda: run(arguments))
 
 
-def run(folder: str) -> None:
+def run(arguments: argparse.Namespace) -> None:
     from pipelines import verify  # imports torch, which takes seconds: not before the command line is known to be right
 
-    if not verify.reference(folder):
+    if arguments.what == "reference":
+        equal = verify.reference(arguments.folder)
+    else:
+        equal = verify.hf(arguments.folder, arguments.tensor, arguments.pipeline)
+    if not equal:
         sys.exit(DIFFERENT)
 
 

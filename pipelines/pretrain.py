@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from lavit_dist.checkpoint.hf import export_hf
+from lavit_dist.checkpoint.llama_source import llama_source
 from lavit_dist.checkpoint.llama_state import check_layout
 from lavit_dist.checkpoint.official import tokenizer_digest
 from lavit_dist.checkpoint.store import CheckpointStore
@@ -13,8 +14,11 @@ from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.rows import GlobalBatches, RowDataset
 from lavit_dist.data.text_tokenizer import TextTokenizer
+from lavit_dist.engine.adamw import adamw_implementation
+from lavit_dist.engine.llama_parameters import frozen_names
 from lavit_dist.engine.loop import run_training
 from lavit_dist.engine.run_folder import RunFolder
+from lavit_dist.models.transformer_engine import check_transformer_engine
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.metrics import MetricsCallback
@@ -30,6 +34,9 @@ def run(config: PretrainConfig) -> None:
     """Trains, or resumes, or says that the model is already there; RUN_DIR/model holds it."""
     setup_logging()
     check_apex()
+    adamw_implementation(config.optimizer, offloaded=config.parallel.offload_optimizer)
+    if config.attention == "transformer_engine":
+        check_transformer_engine(config.precision)
     layout = Layout.of(config.parallel, world_size())
     layout.check_batch(config.global_batch_size, config.micro_batch_size)
     folder = RunFolder(config.run_dir)
@@ -41,6 +48,9 @@ def run(config: PretrainConfig) -> None:
     if (newest := store.newest()) is not None:
         check_layout(newest.folder, layout, config.parallel.zero_stage)
     batches = open_batches(config)
+    rows = batches.rows
+    source = llama_source(config, rows.vocabulary, rows.manifest.encoding.visual_tokenizer)
+    frozen_names(config.model, config.parameters.freeze)
     layout.check_vocabulary(batches.rows.vocabulary)
 
     init_distributed(config.num_threads)
@@ -50,7 +60,7 @@ def run(config: PretrainConfig) -> None:
 
     folder.open(config)
     run_training(
-        Pretraining(config, layout, batches),
+        Pretraining(config, layout, batches, source),
         total_steps=config.total_steps,
         store=store,
         checkpoint=config.checkpoint,

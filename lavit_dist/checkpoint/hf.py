@@ -1,38 +1,39 @@
 """Export of a language-model checkpoint as a Hugging Face `LlamaForCausalLM` folder.
 
 FOLDER/config.json, model*.safetensors           the model; the embedding has `Vocabulary.size` rows
-FOLDER/tokenizer.json, tokenizer_config.json, …  the text tokenizer, as it was given
+FOLDER/tokenizer.json, tokenizer_config.json, …  a tokenizer of text, [IMG], [/IMG] and codes
+FOLDER/text_tokenizer/                           the text tokenizer, as it was given
 FOLDER/lavit.json                                how ids beyond the text are to be read
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lavit_dist.checkpoint.llama_folder import LAVIT
 from lavit_dist.checkpoint.llama_state import CheckpointFacts, read_facts, read_weights
 from lavit_dist.config.base import to_dict
 from lavit_dist.config.model import LlamaConfig
+from lavit_dist.data.image_tokens import copy_text_tokenizer, write_mixed_tokenizer
+from lavit_dist.data.text_tokenizer import TEXT_TOKENIZER, TextTokenizer
 from lavit_dist.models.vocabulary import Vocabulary
 
-LAVIT = "lavit.json"
 MAX_FILE_BYTES = 5_000_000_000
 """Size at which another safetensors file is begun (transformers' own choice)."""
-MODEL_FILES = ("config.json", "generation_config.json", LAVIT)
 
 
 def export_hf(checkpoint: Path, folder: Path, text_tokenizer: str | Path) -> None:
     """Writes the checkpoint in `checkpoint`, of any layout, to `folder`. It needs no process group and holds the model once."""
     facts = read_facts(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in Path(text_tokenizer).iterdir():
-        if path.is_file() and path.name not in MODEL_FILES and path.suffix not in (".safetensors", ".bin"):
-            shutil.copyfile(path, folder / path.name)
+    text = TextTokenizer.load(text_tokenizer).folder
+    write_mixed_tokenizer(text, folder, Vocabulary(facts.text_size, facts.codebook_size))
+    copy_text_tokenizer(text, folder / TEXT_TOKENIZER)
     _write_weights(checkpoint, folder)
     (folder / "config.json").write_text(json.dumps(_hf_config(facts), indent=2))
     meaning = {name: getattr(facts, name) for name in ("text_size", "codebook_size", "eos_id", "visual_tokenizer_digest")}

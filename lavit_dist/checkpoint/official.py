@@ -48,6 +48,7 @@ REQUIRED = (ENCODER, TOKENIZER_ENCODER, DECODER)
 OPTIONAL = (HIGHRES_DECODER, UNDERSTANDING)
 SIZES = f"{SUBFOLDER}/config.json"
 PROJECTION = "vit_proj."
+CODEBOOK = "quantize.embedding.weight"
 OTHER_TOWERS = "; correct encoder.* if its sizes are others, or convert another layout by `python launcher/convert.py tower`"
 
 
@@ -115,6 +116,13 @@ def load_vision_encoder(folder: str | Path, config: VisionEncoderConfig, dtype: 
     check_parts([part])
     load_weights(encoder, part.file, dtype)
     return encoder.eval().requires_grad_(False)
+
+
+def load_codebook(folder: str | Path) -> Tensor:
+    """The codes [code, channel] of the tokenizer in `folder`, fp32, without the rest of it."""
+    file = open_file(Path(folder), TOKENIZER_ENCODER)
+    check(CODEBOOK in file.headers, f"{file.path} holds no {CODEBOOK}; replace the file.")
+    return file.read_rows(CODEBOOK).float()
 
 
 def save_vision_encoder(

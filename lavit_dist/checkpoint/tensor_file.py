@@ -66,6 +66,13 @@ class TensorFile:
                 for key in group:
                     yield key, tensors[key]
 
+    def read_rows(self, key: str, first: int = 0, last: int | None = None) -> Tensor:
+        """Rows `first` to `last` (not included; to the end if None) of one tensor, copied: the file stays mapped no longer."""
+        if self.path.suffix == SAFETENSORS:
+            with self._open_safetensors() as file:
+                return file.get_slice(key)[first:last].clone()  # a slice of whole rows is a view of the map
+        return self._map_bin()[key][first:last].clone()
+
     def damaged(self) -> list[str]:
         """Parts of a `.bin`, by their names in the archive, that don't have the checksum that they were written with."""
         if self.path.suffix == SAFETENSORS or not zipfile.is_zipfile(self.path):

@@ -8,7 +8,8 @@ from pydantic import NonNegativeFloat
 
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import LlamaConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.config.parameters import NewRows, ParametersConfig
+from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
 
 
@@ -100,6 +101,11 @@ class PretrainConfig:
     """Hugging Face tokenizer folder that the ids were made with."""
     visual_tokenizer: str | None = None
     """Folder of the visual tokenizer that the ids were made with; if given, its digest is compared with theirs."""
+    init_from: str | None = None
+    """Hugging Face LLaMA folder whose weights the run starts from: a text model, or an earlier run's export; None draws them anew."""
+    new_rows: NewRows = "mean_noise"
+    """How rows that init_from lacks, those of [IMG], [/IMG] and codes, begin (benchmarks/new_rows.md)."""
+    parameters: ParametersConfig = ParametersConfig()
     model: LlamaConfig = LlamaConfig()
     parallel: ParallelConfig = ParallelConfig()
     activation_checkpointing: ActivationCheckpointingConfig = ActivationCheckpointingConfig()
@@ -108,6 +114,7 @@ class PretrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    checks: Checks = ChecksConfig()
     seed: Seed = 0
     """Seed of the initial weights, of the order of documents and of what is chosen per document."""
     total_steps: int
@@ -124,11 +131,15 @@ class PretrainConfig:
     """Weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting (PaLM took 1e-4); 0 is none."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model; bf16 keeps master weights, gradients and optimizer state in fp32."""
+    attention: Literal["torch", "transformer_engine"] = "torch"
+    """Kernels of attention: torch's variable-length one on GPUs in half precision (elsewhere documents in batches of like length), or
+    Transformer Engine's, which must be installed."""
     num_threads: int | None = None
     """CPU threads per process; None leaves the choice to PyTorch."""
 
     def validate(self) -> None:
         self._check_counts()
+        self._check_start()
         self._check_parallel()
 
     def _check_counts(self) -> None:
@@ -144,6 +155,17 @@ class PretrainConfig:
             self.global_batch_size % self.micro_batch_size == 0,
             f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}; choose"
             f" {max(1, round(self.global_batch_size / self.micro_batch_size)) * self.micro_batch_size} or another multiple.",
+        )
+
+    def _check_start(self) -> None:
+        default = type(self).__dataclass_fields__["new_rows"].default
+        check(
+            self.init_from is not None or self.new_rows == default,
+            f"new_rows {self.new_rows} has a meaning beside init_from alone; set init_from, or leave new_rows out.",
+        )
+        check(
+            self.new_rows != "projected" or self.visual_tokenizer is not None,
+            "new_rows projected needs the codes of the visual tokenizer; set visual_tokenizer, or new_rows to mean_noise.",
         )
 
     def _check_parallel(self) -> None:

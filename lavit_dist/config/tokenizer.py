@@ -12,7 +12,7 @@ from lavit_dist.config.base import Seed, config
 from lavit_dist.config.images import ImagesConfig
 from lavit_dist.config.model import CodebookConfig, MergerConfig, TokenizerDecoderConfig, VisionEncoderConfig, VisualTokenizerConfig
 from lavit_dist.config.tokenizer_health import TokenizerHealthConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig, Schedule
 from lavit_dist.errors import check
 
 Part = Literal["selector", "merger", "projection", "codebook", "decoder"]
@@ -49,7 +49,7 @@ class PhaseConfig:
     """Factor of every peak learning rate."""
     part_learning_rate_scales: dict[Part, PositiveFloat] = field(default_factory=dict)
     """Further factors by part."""
-    schedule: Literal["cosine", "constant"] | None = None
+    schedule: Schedule | None = None
     """Shape of the decay; None takes `optimizer.schedule`."""
     warmup_steps: NonNegativeInt | None = None
     """Steps of linear warm-up; None takes `optimizer.warmup_steps`."""

@@ -17,6 +17,8 @@ EOS = "<eos>"
 PAD = "<pad>"
 FAST_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+TEXT_TOKENIZER = "text_tokenizer"
+"""Subfolder of an exported model that holds its text tokenizer; the tokenizer beside the model knows pictures as well."""
 SLOW_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 """What defines the ids of a tokenizer that has no tokenizer.json."""
 
@@ -39,8 +41,13 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> TextTokenizer:
-        """Reads a Hugging Face tokenizer folder. Raises `UserError` when there is none, or it has no end-of-sequence token."""
+        """Reads a Hugging Face tokenizer folder, or that in an exported model's folder.
+
+        Raises `UserError` when there is none, or it has no end-of-sequence token.
+        """
         folder = Path(folder)
+        if (folder / FAST_FILE).exists() and (folder / TEXT_TOKENIZER).is_dir():
+            folder = folder / TEXT_TOKENIZER
         if not any((folder / name).exists() for name in (FAST_FILE, *SLOW_FILES)):
             raise UserError(
                 f"{folder} is not a tokenizer folder: it has neither {FAST_FILE} nor {', '.join(SLOW_FILES)};"

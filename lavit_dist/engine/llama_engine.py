@@ -16,12 +16,15 @@ import torch.distributed as dist
 from deepspeed.pipe import PipelineModule
 from torch import Tensor, nn
 
-from lavit_dist.config.pretrain import ParallelConfig, PretrainConfig
-from lavit_dist.engine.schedule import deepspeed_optimizer, parameter_groups, scheduler_factory
+from lavit_dist.config.model import LlamaConfig
+from lavit_dist.config.pretrain import ActivationCheckpointingConfig, ParallelConfig, PretrainConfig
+from lavit_dist.engine.adamw import apex_adamw, deepspeed_optimizer
+from lavit_dist.engine.llama_parameters import freeze, llama_groups
+from lavit_dist.engine.schedule import scheduler_factory
 from lavit_dist.errors import check
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.distributed import rank
-from lavit_dist.parallel.megatron_llama import Head, llama_layers, random_weights
+from lavit_dist.parallel.megatron_llama import KEEP_ACTIVATIONS, Head, Weights, llama_layers
 from lavit_dist.parallel.stages import describe, layer_costs, partition
 from lavit_dist.parallel.topology import Layout, ModelParallelUnit, deepspeed_topology
 from lavit_dist.parallel.vocab_loss import LossReport, Targets
@@ -51,8 +54,9 @@ class PlainLlama(nn.Sequential):
         return cast("Tensor", cast("Head", self[-1]).projection(super().forward(inputs), targets))
 
 
-def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary) -> tuple[Any, LossReport]:
-    """The engine and what its losses add up to, on every rank of `layout`, whose megatron-core groups exist. Collective.
+def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary, weights: Weights) -> tuple[Any, LossReport]:
+    """The engine, which starts from `weights`, and what its losses add up to, on every rank of `layout`, whose megatron-core groups
+    exist. Collective.
 
     Raises `UserError` when blocks are to be compiled and there is nothing to compile them with.
     """
@@ -63,52 +67,71 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary)
     )
     micro_batches = config.global_batch_size // (config.micro_batch_size * layout.data_size)
     report = LossReport()
-    layers = llama_layers(
+    module, _ = build_module(
         config.model,
+        layout,
         vocabulary,
-        random_weights(config.model, config.seed),
-        sequence_parallel=config.parallel.sequence_parallel,
+        weights,
+        seq_len=config.seq_len,
         recompute=config.activation_checkpointing,
+        attention=config.attention,
+        sequence_parallel=config.parallel.sequence_parallel,
         compiled=config.compile,
         averaged_over=micro_batches * layout.data_size,
         z_loss=config.z_loss,
         report=report,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its topology and partition
-        if layout.pipe_size > 1:
-            bounds = _stage_bounds(config, layout, vocabulary.size)
-            module: nn.Module = LlamaPipeline(bounds, layers=layers, topology=deepspeed_topology(layout))
-            mpu = None  # a PipelineModule brings its own
-        else:
-            module, mpu = PlainLlama(*(layer.build() for layer in layers)), ModelParallelUnit()
+    freeze(module, config.model, config.parameters, layout)
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its settings
         engine, *_ = deepspeed.initialize(
             model=module,
-            model_parameters=parameter_groups(module.parameters(), config.optimizer),
+            model_parameters=llama_groups(module, config.optimizer, config.parameters),
+            optimizer=apex_adamw(config.optimizer, offloaded=config.parallel.offload_optimizer),
             lr_scheduler=scheduler_factory(config.optimizer, config.total_steps),
-            mpu=mpu,
+            mpu=None if layout.pipe_size > 1 else ModelParallelUnit(),  # a PipelineModule brings its own
             config=_deepspeed_config(config, micro_batches),
         )
     engine.clip_fp32_gradients = types.MethodType(_clip_fp32_gradients, engine)
     return engine, report
 
 
-def _stage_bounds(config: PretrainConfig, layout: Layout, vocabulary_size: int) -> list[int]:
-    costs = layer_costs(config.model, vocabulary_size, config.seq_len, config.activation_checkpointing)
+def build_module(
+    model: LlamaConfig,
+    layout: Layout,
+    vocabulary: Vocabulary,
+    weights: Weights,
+    *,
+    seq_len: int,
+    recompute: ActivationCheckpointingConfig = KEEP_ACTIVATIONS,
+    **options: Any,
+) -> tuple[nn.Module, Head | None]:
+    """This rank's layers, a stage of a pipeline or all of them, and the head if it is among them; `options` as in `llama_layers`."""
+    layers = llama_layers(model, vocabulary, weights, recompute=recompute, **options)
+    if layout.pipe_size == 1:
+        plain = PlainLlama(*(layer.build() for layer in layers))
+        return plain, cast("Head", plain[-1])
+    costs = layer_costs(model, vocabulary.size, seq_len, recompute)
     bounds = partition(costs, layout.pipe_size)
     if rank() == 0:
         logger.info("%s", describe(bounds, costs))
-    return bounds
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its topology and partition
+        pipeline = LlamaPipeline(bounds, layers=layers, topology=deepspeed_topology(layout))
+    last = pipeline.forward_funcs[-1]
+    return pipeline, last if isinstance(last, Head) else None
+
+
+def run_stage(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> Any:
+    """What the layers of `module`, from `build_module`, make of the micro-batch, or of what the stage before made of it."""
+    return nn.Sequential.forward(module, inputs) if isinstance(module, PlainLlama) else module(inputs)
 
 
 def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
-        "optimizer": deepspeed_optimizer(config.optimizer),
+        "optimizer": deepspeed_optimizer(config.optimizer, offloaded=config.parallel.offload_optimizer),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": _zero(config.parallel),
-        # DeepSpeed's own Adam for offloaded state is compiled at start, on GPU machines; elsewhere torch's serves
-        "zero_force_ds_cpu_optimizer": torch.cuda.is_available(),
         # A gradient goes to its fp32 sum as soon as it is made. Otherwise DeepSpeed would clear that of the head's matrix, whose loss
         # is computed outside of what it takes for the last stage's output.
         "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,9 +19,16 @@ def learning_rate_factor(step: int, *, total_steps: int, optimizer: OptimizerCon
         return (step + 1) / optimizer.warmup_steps
     if optimizer.schedule == "constant":
         return 1.0
+    first = optimizer.warmup_steps
+    if optimizer.schedule == "wsd":
+        first = max(first, total_steps - max(1, round(optimizer.decay_share * total_steps)))
+    progress = min(1.0, max(0, step - first) / max(1, total_steps - first))
+    if optimizer.schedule == "cosine":
+        height = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        height = 1 - (math.sqrt(progress) if optimizer.decay_shape == "1-sqrt" else progress)
     floor = optimizer.min_learning_rate / optimizer.learning_rate
-    progress = min(1.0, (step - optimizer.warmup_steps) / max(1, total_steps - optimizer.warmup_steps))
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return floor + (1 - floor) * height
 
 
 def scheduler_factory(optimizer: OptimizerConfig, total_steps: int) -> Callable[[torch.optim.Optimizer], LambdaLR]:
@@ -33,29 +40,19 @@ def parameter_groups(
     parameters: Iterable[nn.Parameter],
     optimizer: OptimizerConfig,
     scales: Mapping[nn.Parameter, float] | None = None,
+    without_decay: Collection[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
     """Trainable parameters in groups: matrices with weight decay, everything of one dimension without, apart by learning rate.
 
-    `scales` are factors of the learning rate; a parameter without one has 1.
+    `scales` are factors of the learning rate; a parameter without one has 1. `without_decay` are matrices that don't decay.
     """
+    exempt = {id(parameter) for parameter in without_decay}
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.requires_grad:
-            groups.setdefault((parameter.squeeze().dim() > 1, (scales or {}).get(parameter, 1.0)), []).append(parameter)
+            decays = parameter.squeeze().dim() > 1 and id(parameter) not in exempt
+            groups.setdefault((decays, (scales or {}).get(parameter, 1.0)), []).append(parameter)
     return [
         {"params": group, "weight_decay": optimizer.weight_decay if decays else 0.0, "lr": scale * optimizer.learning_rate}
         for (decays, scale), group in sorted(groups.items(), reverse=True, key=lambda item: item[0])
     ]
-
-
-def deepspeed_optimizer(optimizer: OptimizerConfig) -> dict[str, Any]:
-    """The `optimizer` section of a DeepSpeed configuration: torch's fused AdamW on the CPU, DeepSpeed's on GPUs."""
-    settings: dict[str, Any] = {
-        "lr": optimizer.learning_rate,
-        "betas": list(optimizer.betas),
-        "eps": optimizer.eps,
-        "weight_decay": optimizer.weight_decay,
-    }
-    if not torch.cuda.is_available():
-        settings |= {"torch_adam": True, "fused": True}
-    return {"type": "AdamW", "params": settings}

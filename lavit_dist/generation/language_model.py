@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavit_dist.checkpoint.hf import LAVIT
+from lavit_dist.checkpoint.llama_folder import LAVIT
 from lavit_dist.config.generate import SamplingConfig
 from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.errors import UserError, check

@@ -41,8 +41,9 @@ from lavit_dist.models.llama import (
     rotary_frequencies,
 )
 from lavit_dist.models.packed_attention import PackedDocuments, packed_attention
+from lavit_dist.models.transformer_engine import TransformerEngineAttention
 from lavit_dist.models.vocabulary import Table, Vocabulary
-from lavit_dist.parallel.apex import rms_norm
+from lavit_dist.parallel.fused_norm import rms_norm
 from lavit_dist.parallel.llama_shards import SHARD_AXIS, cut_block
 from lavit_dist.parallel.vocab_loss import VocabularyProjection, mark_sharded, table_share, vocabulary_shard
 
@@ -81,9 +82,7 @@ class Embedding(nn.Module):
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Hidden:
         """`tokens`, `position_ids`, `document_ids`, each [batch, seq]."""
         tokens, position_ids, document_ids = inputs
-        text, visual = (
-            self._look_up(tokens, table, rows) for table, rows in zip(self.tables, (self.text, self.visual), strict=True)
-        )
+        text, visual = (self._look_up(tokens, *part) for part in zip(self.tables, (self.text, self.visual), strict=True))
         rows = (text + visual).transpose(0, 1).contiguous()
         if self.sequence_parallel:
             hidden = tensor_parallel.reduce_scatter_to_sequence_parallel_region(rows)
@@ -111,13 +110,15 @@ class Block(nn.Module):
         stage: StageInputs,
         weights: Weights,
         recompute: ActivationCheckpointingConfig,
+        attention: str,
         compiled: bool,
     ) -> None:
         super().__init__()
         self.stage = stage
         mode = recompute.mode if recompute.recomputes(index) else "none"
         self.recomputed = mode == "full"
-        self.layer = build_module(_block_spec(recompute_attention=mode == "selective"), config=config, layer_number=index + 1)
+        spec = _block_spec(attention, recompute_attention=mode == "selective")
+        self.layer = build_module(spec, config=config, layer_number=index + 1)
         if compiled:
             self.layer.compile()
         rank, size = _tensor_rank(), _tensor_size()
@@ -126,8 +127,8 @@ class Block(nn.Module):
         for name, axis in SHARD_AXIS.items():
             mark_sharded(self.layer.get_parameter(name), axis)
         if config.sequence_parallel:
-            for norm in ("input_layernorm", "pre_mlp_layernorm"):
-                _sum_gradient_over_tensor_ranks(self.layer.get_parameter(f"{norm}.weight"))
+            for norm in (self.layer.input_layernorm, self.layer.pre_mlp_layernorm):
+                _sum_gradient_over_tensor_ranks(norm)
 
     def forward(self, inputs: Hidden) -> Hidden:
         hidden, position_ids, document_ids = inputs
@@ -154,7 +155,7 @@ class Head(nn.Module):
         wholes = _table_rows(model, vocabulary, weights, (HEAD, NEW_HEAD))
         self.projection = VocabularyProjection(vocabulary.tables, wholes, sequence_parallel=sequence_parallel, **loss)
         if sequence_parallel:
-            _sum_gradient_over_tensor_ranks(self.norm.get_parameter("weight"))
+            _sum_gradient_over_tensor_ranks(self.norm)
 
     def forward(self, inputs: Hidden) -> Tensor:
         hidden: Tensor = self.norm(inputs[0])
@@ -164,19 +165,23 @@ class Head(nn.Module):
 class PackedCoreAttention(nn.Module):
     """What megatron-core calls core attention, over packed rows; it takes `PackedDocuments` in the place of a mask."""
 
-    def __init__(self, recompute: bool, **_: Any) -> None:
+    def __init__(self, attention: str, recompute: bool, config: TransformerConfig, **_: Any) -> None:
         super().__init__()
         self.recompute = recompute
+        self.attend: Callable[[Tensor, Tensor, Tensor, PackedDocuments], Tensor] = packed_attention
+        if attention == "transformer_engine":
+            heads, groups = (of // _tensor_size() for of in (config.num_attention_heads, config.num_query_groups))
+            self.attend = TransformerEngineAttention(heads, groups, config.kv_channels)
 
     @torch.compiler.disable  # its shapes are those of the documents, new in each micro-batch
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: PackedDocuments, **_: Any) -> Tensor:
         if self.recompute:
             value = value.contiguous()  # it is part of one tensor with queries and keys before rotation, which would be kept for it
             attended: Tensor = checkpoint(
-                packed_attention, query, key, value, attention_mask, use_reentrant=False, preserve_rng_state=False
+                self.attend, query, key, value, attention_mask, use_reentrant=False, preserve_rng_state=False
             )
             return attended
-        return packed_attention(query, key, value, attention_mask)
+        return self.attend(query, key, value, attention_mask)
 
 
 class BlockNorm:
@@ -193,18 +198,22 @@ def llama_layers(
     *,
     sequence_parallel: bool = False,
     recompute: ActivationCheckpointingConfig = KEEP_ACTIVATIONS,
+    attention: str = "torch",
     compiled: bool = False,
     **loss: Any,
 ) -> list[LayerSpec]:
     """The embedding, the blocks and the head, in order, not yet built: a stage builds its own, and asks `weights` for them alone.
 
-    `compiled` blocks are compiled by torch, apart from their attention. `loss` are the arguments that `VocabularyProjection` takes by
-    name. megatron-core's groups must exist.
+    `attention` is the setting of that name. `compiled` blocks are compiled by torch, apart from their attention. `loss` are the
+    arguments that `VocabularyProjection` takes by name. megatron-core's groups must exist.
     """
     config, stage = _transformer_config(model, sequence_parallel), StageInputs(model)
     return [
         LayerSpec(Embedding, model, vocabulary, weights, sequence_parallel),
-        *(LayerSpec(Block, config, model, index, stage, weights, recompute, compiled) for index in range(model.num_layers)),
+        *(
+            LayerSpec(Block, config, model, index, stage, weights, recompute, attention, compiled)
+            for index in range(model.num_layers)
+        ),
         LayerSpec(Head, model, vocabulary, weights, sequence_parallel, **loss),
     ]
 
@@ -244,10 +253,11 @@ def _transformer_config(model: LlamaConfig, sequence_parallel: bool) -> Transfor
         )
 
 
-def _block_spec(recompute_attention: bool) -> ModuleSpec:
-    attention = SelfAttentionSubmodules(
+def _block_spec(attention: str, *, recompute_attention: bool) -> ModuleSpec:
+    core_attention = ModuleSpec(module=PackedCoreAttention, params={"attention": attention, "recompute": recompute_attention})
+    submodules = SelfAttentionSubmodules(
         linear_qkv=tensor_parallel.ColumnParallelLinear,
-        core_attention=ModuleSpec(module=PackedCoreAttention, params={"recompute": recompute_attention}),
+        core_attention=core_attention,
         linear_proj=tensor_parallel.RowParallelLinear,
     )
     mlp = MLPSubmodules(linear_fc1=tensor_parallel.ColumnParallelLinear, linear_fc2=tensor_parallel.RowParallelLinear)
@@ -255,7 +265,7 @@ def _block_spec(recompute_attention: bool) -> ModuleSpec:
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=BlockNorm,
-            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
+            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=BlockNorm,
             mlp=ModuleSpec(module=MLP, submodules=mlp),
@@ -269,8 +279,8 @@ def _table_rows(model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, na
     return (weights(name, (table.size, model.hidden_size)) for name, table in zip(names, vocabulary.tables, strict=True))
 
 
-def _sum_gradient_over_tensor_ranks(weight: nn.Parameter) -> None:
-    """For a weight that all tensor ranks hold, each of which has the gradient of its share of the sequence alone.
+def _sum_gradient_over_tensor_ranks(norm: nn.Module) -> None:
+    """For the weight of a norm, which all tensor ranks hold, each of which has the gradient of its share of the sequence alone.
 
     A hook on the gradient, because every engine, whatever it does with gradients later, lets them pass here first.
     """
@@ -280,7 +290,7 @@ def _sum_gradient_over_tensor_ranks(weight: nn.Parameter) -> None:
         dist.all_reduce(total, group=parallel_state.get_tensor_model_parallel_group())
         return total
 
-    weight.register_hook(sum_over_ranks)
+    norm.get_parameter("weight").register_hook(sum_over_ranks)
 
 
 def _tensor_rank() -> int:

@@ -14,7 +14,7 @@ FORWARD_AND_BACKWARD = 3
 PER_WEIGHT = 2
 """Floating-point operations of a weight per token and pass: a multiplication and an addition."""
 PER_ATTENDED_POSITION = 4
-"""Times the width: a score and a weighted value per attended position."""
+"""Times the channels of all heads: a score and a weighted value per attended position."""
 Taken = tuple[float, float, tuple[int, ...]]
 """Stages taken so far: the cost of the slowest, the sum of squared costs, and where each begins."""
 
@@ -25,7 +25,7 @@ def layer_costs(model: LlamaConfig, vocabulary_size: int, seq_len: int, recomput
     Documents are taken to be as long as a row, the most that attention can cost. The embedding is a look-up, and costs as much as
     adding its rows up; the head is the multiplication with the whole vocabulary and the loss over it.
     """
-    attention = PER_ATTENDED_POSITION * model.hidden_size * (seq_len + 1) / 2
+    attention = PER_ATTENDED_POSITION * model.num_attention_heads * model.head_width * (seq_len + 1) / 2
     block = PER_WEIGHT * block_parameters(model) + attention
     again = {"none": 0.0, "selective": attention, "full": block}[recompute.mode]
     blocks = [FORWARD_AND_BACKWARD * block + again * recompute.recomputes(index) for index in range(model.num_layers)]

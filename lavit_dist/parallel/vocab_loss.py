@@ -65,15 +65,15 @@ class VocabularyProjection(nn.Module):
         tables: Sequence[Table],
         wholes: Iterable[Tensor],
         *,
-        averaged_over: int,
-        z_loss: float,
-        report: LossReport,
+        averaged_over: int = 1,
+        z_loss: float = 0.0,
+        report: LossReport | None = None,
         sequence_parallel: bool = False,
     ) -> None:
         """`wholes` are the tables' rows, each [table.size, width], of which this rank keeps its share."""
         super().__init__()
         self.sequence_parallel = sequence_parallel
-        self.tables, self.averaged_over, self.z_loss, self.report = tuple(tables), averaged_over, z_loss, report
+        self.tables, self.averaged_over, self.z_loss, self.report = tuple(tables), averaged_over, z_loss, report or LossReport()
         self.text, self.visual = (vocabulary_shard(table, whole) for table, whole in zip(tables, wholes, strict=True))
 
     def forward(self, hidden: Tensor, targets: Targets) -> Tensor:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from lavit_dist.checkpoint import hf
 from lavit_dist.checkpoint.llama_state import CheckpointFacts, write_facts
 from lavit_dist.config.model import LlamaConfig
-from lavit_dist.data.text_tokenizer import train_text_tokenizer
+from lavit_dist.data.text_tokenizer import TextTokenizer, train_text_tokenizer
 from lavit_dist.errors import UserError
 from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, block_name, block_shapes, initial_weight
 from lavit_dist.models.vocabulary import Vocabulary
@@ -20,7 +20,7 @@ from lavit_dist.parallel.llama_shards import cut_block, cut_table
 MODEL = LlamaConfig(
     hidden_size=32, num_layers=2, num_attention_heads=4, num_key_value_heads=2, ffn_hidden_size=48, max_position_embeddings=64
 )
-VOCABULARY = Vocabulary(text_size=50, codebook_size=70)
+VOCABULARY = Vocabulary(text_size=258, codebook_size=70)
 TENSOR_RANKS = 2
 
 
@@ -87,9 +87,11 @@ def test_transformers_reads_the_folder(checkpoint: Path, text_tokenizer: Path, t
     assert model.dtype == torch.float32
     assert model.config.rope_parameters["rope_theta"] == MODEL.rope_theta
     assert not model.config.tie_word_embeddings
-    assert AutoTokenizer.from_pretrained(tmp_path / "model").tokenize("a red circle")
+    ids = AutoTokenizer.from_pretrained(tmp_path / "model")("a[IMG]<img_69>[/IMG]").input_ids
+    assert ids == [*TextTokenizer.load(text_tokenizer).encode("a"), 258, 260 + 69, 259]
+    assert TextTokenizer.load(tmp_path / "model").digest == TextTokenizer.load(text_tokenizer).digest
     assert json.loads((tmp_path / "model" / "lavit.json").read_text()) == {
-        "text_size": 50,
+        "text_size": 258,
         "codebook_size": 70,
         "eos_id": 3,
         "visual_tokenizer_digest": "a digest",

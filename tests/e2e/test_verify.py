@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lavit_dist.errors import UserError
 from pipelines import verify
@@ -48,3 +49,36 @@ def test_what_is_no_folder_is_refused(tmp_path, name):
     (tmp_path / "a file").touch()
     with pytest.raises(UserError, match="no folder of reference vectors"):
         verify.reference(str(tmp_path / name))
+
+
+def test_a_llama_is_compared_on_processes_that_it_starts_itself(repo_root, tmp_path):
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    result = run(repo_root, "hf", tmp_path, "--tensor", "2")
+    assert result.returncode == 0, result.stderr
+    assert "tensor 2 x pipeline 1: equal to LlamaForCausalLM" in result.stdout
+    assert result.stdout.count("ok") > 2
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (("--tensor", "3"), "can't be shared out to parallel.tensor_parallel_size 3"),
+        (("--pipeline", "9"), "more than model.num_layers 2"),
+    ],
+)
+def test_a_llama_that_cannot_be_cut_so_ends_with_code_2(repo_root, tmp_path, layout, message):
+    config = LlamaConfig(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    result = run(repo_root, "hf", tmp_path, *layout)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_a_folder_without_a_llama_ends_with_code_2(repo_root, tmp_path):
+    result = run(repo_root, "hf", tmp_path)
+    assert result.returncode == 2
+    assert "it has no config.json" in result.stderr
+    assert "Traceback" not in result.stderr
