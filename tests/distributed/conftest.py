@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,15 +41,15 @@ def run_ranks() -> Callable[..., None]:
 
     def run(program: Path, world_size: int, *arguments: str, timeout: float = 120) -> None:
         shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        said = [tempfile.TemporaryFile("w+") for _ in range(world_size)]  # files: a full pipe would stop a rank that says much
         ranks = [
             subprocess.Popen(
                 [sys.executable, str(program), *arguments],
                 env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
+                stdout=output,
                 stderr=subprocess.STDOUT,
-                text=True,
             )
-            for rank in range(world_size)
+            for rank, output in enumerate(said)
         ]
         deadline = time.monotonic() + timeout
         while any(rank.poll() is None for rank in ranks) and all(rank.poll() in (None, 0) for rank in ranks):
@@ -58,8 +59,13 @@ def run_ranks() -> Callable[..., None]:
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()
-        said = [rank.communicate()[0] for rank in ranks]
-        codes = [rank.returncode for rank in ranks]
-        assert codes == [0] * world_size, f"exit codes {codes} after {timeout:.0f} s at most\n" + "\n".join(said)
+        codes = [rank.wait() for rank in ranks]
+        if codes != [0] * world_size:
+            for output in said:
+                output.seek(0)
+            texts = "\n".join(output.read() for output in said)
+            pytest.fail(f"exit codes {codes} after {timeout:.0f} s at most\n{texts}")
+        for output in said:
+            output.close()
 
     return run
