@@ -12,7 +12,7 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SCRIPTS := .ci/run $(wildcard launcher/slurm/*.sbatch launcher/slurm/*.sh)
+SCRIPTS := .ci/run $(wildcard launcher/slurm/*.sbatch launcher/slurm/*.sh benchmarks/*.sh)
 
 .PHONY: quickstart test lint install
 .DELETE_ON_ERROR:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ActivationCheckpointingConfig, ParallelConfig, PretrainConfig
 from lavit_dist.engine.adamw import apex_adamw, deepspeed_optimizer
+from lavit_dist.engine.gradient_reduction import reduce_to_owners
 from lavit_dist.engine.llama_parameters import freeze, llama_groups
 from lavit_dist.engine.schedule import scheduler_factory
 from lavit_dist.errors import check
@@ -91,6 +92,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
             mpu=None if layout.pipe_size > 1 else ModelParallelUnit(),  # a PipelineModule brings its own
             config=_deepspeed_config(config, micro_batches),
         )
+    reduce_to_owners(engine)
     engine.clip_fp32_gradients = types.MethodType(_clip_fp32_gradients, engine)
     return engine, report
 
@@ -132,6 +134,8 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
         "optimizer": deepspeed_optimizer(config.optimizer, offloaded=config.parallel.offload_optimizer),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": _zero(config.parallel),
+        # None would round to bf16 what data-parallel ranks add up
+        "communication_data_type": "fp32",
         # A gradient goes to its fp32 sum as soon as it is made. Otherwise DeepSpeed would clear that of the head's matrix, whose loss
         # is computed outside of what it takes for the last stage's output.
         "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},
@@ -146,7 +150,8 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
 
 def _zero(parallel: ParallelConfig) -> dict[str, Any]:
     host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    settings: dict[str, Any] = {"stage": parallel.zero_stage}
+    # by default whole buckets are all-reduced, which sends twice what reducing each part to its owner does
+    settings: dict[str, Any] = {"stage": parallel.zero_stage, "use_multi_rank_bucket_allreduce": False}
     if parallel.offload_optimizer:
         settings["offload_optimizer"] = host
     if parallel.offload_parameters:
