@@ -22,7 +22,7 @@ from lavit_dist.models.new_rows import RowStatistics, mean_noise_rows, projected
 from lavit_dist.models.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-STATISTICS_ROWS = 4096
+STATISTICS_ROWS = 1024
 """Rows of a table that are in memory at a time while their statistics are taken."""
 TABLE_OF_NEW_ROWS = {NEW_EMBEDDING: EMBEDDING, NEW_HEAD: HEAD}
 
