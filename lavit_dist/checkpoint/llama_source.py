@@ -35,7 +35,7 @@ def llama_source(config: PretrainConfig, vocabulary: Vocabulary, digest: str) ->
         LlamaFolder(config.init_from),
         config.model,
         vocabulary,
-        new_rows=config.new_rows,
+        new_rows=config.new_rows or ("projected" if config.visual_tokenizer else "mean_noise"),
         visual_tokenizer=config.visual_tokenizer,
         digest=digest,
         seed=config.seed,
