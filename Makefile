@@ -12,7 +12,7 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SCRIPTS := .ci/run $(wildcard launcher/slurm/*.sbatch launcher/slurm/*.sh)
+SCRIPTS := .ci/run $(wildcard launcher/slurm/*.sbatch launcher/slurm/*.sh benchmarks/*.sh)
 
 .PHONY: quickstart test lint install
 .DELETE_ON_ERROR:
@@ -21,7 +21,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python launcher/quickstart.py --config '$(CONFIG)' $(if $(DATA),'data=$(DATA)') $(if $(RUN),'run_dir=$(RUN)')
 
 test: lint
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check --quiet . || { echo 'run $(BIN)/ruff format .'; exit 1; }

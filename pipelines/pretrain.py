@@ -14,9 +14,11 @@ from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.rows import GlobalBatches, RowDataset
 from lavit_dist.data.text_tokenizer import TextTokenizer
+from lavit_dist.engine.adamw import adamw_implementation
 from lavit_dist.engine.llama_parameters import frozen_names
 from lavit_dist.engine.loop import run_training
 from lavit_dist.engine.run_folder import RunFolder
+from lavit_dist.models.transformer_engine import check_transformer_engine
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.metrics import MetricsCallback
@@ -32,6 +34,9 @@ def run(config: PretrainConfig) -> None:
     """Trains, or resumes, or says that the model is already there; RUN_DIR/model holds it."""
     setup_logging()
     check_apex()
+    adamw_implementation(config.optimizer, offloaded=config.parallel.offload_optimizer)
+    if config.attention == "transformer_engine":
+        check_transformer_engine(config.precision)
     layout = Layout.of(config.parallel, world_size())
     layout.check_batch(config.global_batch_size, config.micro_batch_size)
     folder = RunFolder(config.run_dir)

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.parameters import NewRows, ParametersConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.errors import check
 
 
@@ -23,16 +23,70 @@ class ParallelConfig:
     """Consecutive groups of layers that run on different processes (DeepSpeed PipelineModule)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What data-parallel ranks share out: 1 optimizer state, 2 also gradients, 3 also weights (DeepSpeed ZeRO)."""
+    sequence_parallel: bool = False
+    """Share what lies between the matrices out to tensor-parallel processes along the sequence, which saves memory at the same
+    traffic (Korthikanti et al. 2022)."""
+    offload_optimizer: bool = False
+    """Keep optimizer state and step in host memory (ZeRO-Offload)."""
+    offload_parameters: bool = False
+    """Keep weights in host memory until a layer needs them (ZeRO-3 alone)."""
 
     def validate(self) -> None:
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             check(getattr(self, name) >= 1, f"parallel.{name} {getattr(self, name)} must be at least 1.")
+        check(
+            not self.sequence_parallel or self.tensor_parallel_size > 1,
+            "parallel.sequence_parallel shares the sequence out to tensor-parallel processes, but parallel.tensor_parallel_size is 1;"
+            " set parallel.sequence_parallel to false, or parallel.tensor_parallel_size to 2 or more.",
+        )
+        self._check_zero()
+
+    def _check_zero(self) -> None:
         check(
             self.zero_stage < 2 or self.pipeline_parallel_size == 1,
             f"parallel.zero_stage {self.zero_stage} can't be combined with parallel.pipeline_parallel_size"
             f" {self.pipeline_parallel_size}, whose micro-batches need whole gradients; set parallel.zero_stage to 0 or 1, or"
             " parallel.pipeline_parallel_size to 1.",
         )
+        check(
+            not self.offload_optimizer or self.zero_stage > 0,
+            "parallel.offload_optimizer moves the optimizer state that ZeRO shares out, but parallel.zero_stage is 0; set"
+            " parallel.zero_stage to 1, or parallel.offload_optimizer to false.",
+        )
+        check(
+            not self.offload_optimizer or self.pipeline_parallel_size == 1,
+            "parallel.offload_optimizer can't be combined with parallel.pipeline_parallel_size"
+            f" {self.pipeline_parallel_size}, whose stages are there to make the state fit; set parallel.offload_optimizer to false, or"
+            " parallel.pipeline_parallel_size to 1.",
+        )
+        check(
+            not self.offload_parameters or self.zero_stage == 3,
+            "parallel.offload_parameters moves the weights that ZeRO-3 gathers layer by layer, but parallel.zero_stage is"
+            f" {self.zero_stage}; set parallel.zero_stage to 3, or parallel.offload_parameters to false.",
+        )
+
+
+@config
+class ActivationCheckpointingConfig:
+    """Which activations are computed again in the backward pass instead of kept: memory for time."""
+
+    mode: Literal["none", "selective", "full"] = "none"
+    """`selective` recomputes attention alone, which is cheap for what it keeps (Korthikanti et al. 2022); `full` recomputes whole
+    blocks, about a third more computation."""
+    every: int = 1
+    """Recompute in every n-th block: 2 keeps the activations of every other one."""
+
+    def validate(self) -> None:
+        check(self.every >= 1, f"activation_checkpointing.every {self.every} must be at least 1.")
+        check(
+            self.mode != "none" or self.every == 1,
+            f"activation_checkpointing.every {self.every} does nothing where activation_checkpointing.mode is none; set the mode to"
+            " selective or full, or leave every at 1.",
+        )
+
+    def recomputes(self, index: int) -> bool:
+        """Whether block `index`, from 0, is one of those."""
+        return self.mode != "none" and (index + 1) % self.every == 0
 
 
 @config
@@ -55,9 +109,13 @@ class PretrainConfig:
     parameters: ParametersConfig = ParametersConfig()
     model: LlamaConfig = LlamaConfig()
     parallel: ParallelConfig = ParallelConfig()
+    activation_checkpointing: ActivationCheckpointingConfig = ActivationCheckpointingConfig()
+    compile: bool = False
+    """Compile each block with torch.compile; the first steps wait for it, and CPUs need a C++ compiler."""
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    checks: Checks = ChecksConfig()
     seed: Seed = 0
     """Seed of the initial weights, of the order of documents and of what is chosen per document."""
     total_steps: int
@@ -74,6 +132,9 @@ class PretrainConfig:
     """Weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting (PaLM took 1e-4); 0 is none."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the model; bf16 keeps master weights, gradients and optimizer state in fp32."""
+    attention: Literal["torch", "transformer_engine"] = "torch"
+    """Kernels of attention: torch's variable-length one on GPUs in half precision (elsewhere documents in batches of like length), or
+    Transformer Engine's, which must be installed."""
     num_threads: int | None = None
     """CPU threads per process; None leaves the choice to PyTorch."""
 
@@ -113,13 +174,20 @@ class PretrainConfig:
             f"optimizer.name {self.optimizer.name} needs every matrix whole on its rank, but the language model's are sharded; choose adamw.",
         )
         tensor, pipeline = self.parallel.tensor_parallel_size, self.parallel.pipeline_parallel_size
-        for name in ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size"):
-            count = getattr(self.model, name)
+        shared = {name: getattr(self.model, name) for name in ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size")}
+        nearest = max(size for size in range(1, tensor + 1) if all(count % size == 0 for count in shared.values()))
+        for name, count in shared.items():
             check(
                 count % tensor == 0,
-                f"model.{name} {count} can't be shared out to parallel.tensor_parallel_size {tensor} processes; choose a"
-                f" tensor_parallel_size that divides {count}.",
+                f"model.{name} {count} can't be shared out to parallel.tensor_parallel_size {tensor} processes; set"
+                f" parallel.tensor_parallel_size to {nearest}, which divides the model's heads and channels.",
             )
+        check(
+            not self.parallel.sequence_parallel or self.seq_len % tensor == 0,
+            f"seq_len {self.seq_len} can't be shared out to parallel.tensor_parallel_size {tensor} processes, as"
+            f" parallel.sequence_parallel asks; choose {max(1, round(self.seq_len / tensor)) * tensor}, or set"
+            " parallel.sequence_parallel to false.",
+        )
         check(
             pipeline <= self.model.num_layers,
             f"parallel.pipeline_parallel_size {pipeline} is more than model.num_layers {self.model.num_layers}; every stage needs a"
@@ -129,4 +197,15 @@ class PretrainConfig:
             self.precision == "fp32" or self.parallel.zero_stage > 0,
             "precision bf16 needs the fp32 master weights that ZeRO keeps, but parallel.zero_stage is 0; set it to 1, or"
             " precision to fp32.",
+        )
+        every = self.activation_checkpointing.every
+        check(
+            every <= self.model.num_layers,
+            f"activation_checkpointing.every {every} is more than model.num_layers {self.model.num_layers}, so that no block would be"
+            f" recomputed; choose at most {self.model.num_layers}.",
+        )
+        check(
+            not self.compile or self.parallel.zero_stage < 3,
+            "compile can't be combined with parallel.zero_stage 3, whose weights come and go between a block's operators; set"
+            " compile to false, or parallel.zero_stage to 2.",
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from lavit_dist.config.base import config
 from lavit_dist.errors import check
@@ -21,6 +21,10 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     """`muon` takes Muon for the matrices of transformer blocks and for the matrices and kernels of a U-Net's blocks, and AdamW for
     the rest; it needs each whole on its rank, so the language model, which shards them, does not offer it."""
+    implementation: Literal["auto", "torch", "apex", "deepspeed"] = "auto"
+    """Whose AdamW: `auto` is apex's FusedAdam on a GPU where apex is installed, else torch's fused one, which nothing has to be compiled
+    for; `deepspeed` compiles its own at first use. Their states differ in form, so a run resumes where `auto` means the same. 8-bit
+    optimizers aren't offered: no library here has one that ZeRO can shard."""
     learning_rate: PositiveFloat = 3e-4
     """Peak learning rate of AdamW."""
     muon_learning_rate: PositiveFloat = 0.02
@@ -47,6 +51,11 @@ class OptimizerConfig:
     """Largest global gradient norm; 0 turns clipping off."""
 
     def validate(self) -> None:
+        check(
+            self.name == "adamw" or self.implementation in ("auto", "torch"),
+            f"optimizer.implementation {self.implementation} is of AdamW alone, but optimizer.name is {self.name}, beside which torch's"
+            " AdamW runs; set optimizer.implementation to auto, or optimizer.name to adamw.",
+        )
         check(
             0 <= self.min_learning_rate <= self.learning_rate,
             f"optimizer.min_learning_rate {self.min_learning_rate} must lie between 0 and learning_rate {self.learning_rate}.",
@@ -78,3 +87,20 @@ class LoggingConfig:
 
     def validate(self) -> None:
         check(self.every_steps > 0, f"logging.every_steps {self.every_steps} must be at least 1.")
+
+
+@config
+class ChecksConfig:
+    """How often a run looks whether its ranks still agree (engine/checks.py); `checks: true` is every 100 steps."""
+
+    every_steps: NonNegativeInt = 0
+    """Steps between checks, which are also made at the start and after loading; 0 makes none."""
+
+
+def _switch(given: Any) -> Any:
+    """`true` and `false` as what they stand for."""
+    return {"every_steps": 100 if given else 0} if isinstance(given, bool) else given
+
+
+Checks = Annotated[ChecksConfig, BeforeValidator(_switch)]
+"""The type of the setting `checks`: a switch, or a cadence."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lavit_dist.config.training import OptimizerConfig
+from lavit_dist.engine.adamw import apex_adamw, deepspeed_optimizer
 from lavit_dist.engine.muon import MuonWithAdamW
-from lavit_dist.engine.schedule import deepspeed_optimizer, parameter_groups, scheduler_factory
+from lavit_dist.engine.schedule import parameter_groups, scheduler_factory
 
 TAG = "deepspeed"
 """Folder of DeepSpeed's files inside a checkpoint."""
@@ -54,7 +55,7 @@ class DataParallelEngine:
         self.module, *_ = deepspeed.initialize(
             model=module,
             model_parameters=parameter_groups(module.parameters(), optimizer, learning_rate_scales),
-            optimizer=MuonWithAdamW(module, optimizer, learning_rate_scales) if muon else None,
+            optimizer=MuonWithAdamW(module, optimizer, learning_rate_scales) if muon else apex_adamw(optimizer),
             lr_scheduler=scheduler_factory(optimizer, total_steps),
             config=config,
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import os
+import shutil
 import types
 from typing import Any, cast
 
@@ -11,31 +14,37 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.pipe import PipelineModule
-from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
 
 from lavit_dist.config.model import LlamaConfig
-from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.config.pretrain import ActivationCheckpointingConfig, ParallelConfig, PretrainConfig
+from lavit_dist.engine.adamw import apex_adamw, deepspeed_optimizer
+from lavit_dist.engine.gradient_reduction import reduce_to_owners
 from lavit_dist.engine.llama_parameters import freeze, llama_groups
-from lavit_dist.engine.schedule import deepspeed_optimizer, scheduler_factory
+from lavit_dist.engine.schedule import scheduler_factory
+from lavit_dist.errors import check
 from lavit_dist.models.vocabulary import Vocabulary
-from lavit_dist.parallel.megatron_llama import Head, Weights, layer_weights, llama_layers
+from lavit_dist.parallel.distributed import rank
+from lavit_dist.parallel.megatron_llama import KEEP_ACTIVATIONS, Head, Weights, llama_layers
+from lavit_dist.parallel.stages import describe, layer_costs, partition
 from lavit_dist.parallel.topology import Layout, ModelParallelUnit, deepspeed_topology
 from lavit_dist.parallel.vocab_loss import LossReport, Targets
 
+logger = logging.getLogger(__name__)
+
 
 class LlamaPipeline(PipelineModule):
-    """A pipeline whose stages hold about equal numbers of weights, counted without building the layers."""
+    """A pipeline whose stages hold the layers between `bounds`."""
 
-    def __init__(self, weights: list[int], **arguments: Any) -> None:
-        self._weights = weights
+    def __init__(self, bounds: list[int], **arguments: Any) -> None:
+        self._bounds = bounds
         super().__init__(loss_fn=self._loss, **arguments)
 
     def _loss(self, hidden: Tensor, targets: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         return cast("Tensor", cast("Head", self.forward_funcs[-1]).projection(hidden, Targets(*targets)))
 
     def _partition_layers(self, method: str = "") -> None:
-        self.parts = partition_balanced(weights=self._weights, num_parts=self.num_stages)
+        self.parts = self._bounds
         self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
 
 
@@ -48,34 +57,67 @@ class PlainLlama(nn.Sequential):
 
 def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary, weights: Weights) -> tuple[Any, LossReport]:
     """The engine, which starts from `weights`, and what its losses add up to, on every rank of `layout`, whose megatron-core groups
-    exist. Collective."""
+    exist. Collective.
+
+    Raises `UserError` when blocks are to be compiled and there is nothing to compile them with.
+    """
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    check(
+        not config.compile or any(map(shutil.which, compilers)),
+        f"compile needs a C++ compiler, but neither {compilers[0]} nor {compilers[1]} is installed; install one, or set compile to false.",
+    )
     micro_batches = config.global_batch_size // (config.micro_batch_size * layout.data_size)
     report = LossReport()
-    loss = {"averaged_over": micro_batches * layout.data_size, "z_loss": config.z_loss, "report": report}
-    module, _ = build_module(config.model, layout, vocabulary, weights, **loss)
+    module, _ = build_module(
+        config.model,
+        layout,
+        vocabulary,
+        weights,
+        seq_len=config.seq_len,
+        recompute=config.activation_checkpointing,
+        attention=config.attention,
+        sequence_parallel=config.parallel.sequence_parallel,
+        compiled=config.compile,
+        averaged_over=micro_batches * layout.data_size,
+        z_loss=config.z_loss,
+        report=report,
+    )
     freeze(module, config.model, config.parameters, layout)
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its settings
         engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=llama_groups(module, config.optimizer, config.parameters),
+            optimizer=apex_adamw(config.optimizer, offloaded=config.parallel.offload_optimizer),
             lr_scheduler=scheduler_factory(config.optimizer, config.total_steps),
             mpu=None if layout.pipe_size > 1 else ModelParallelUnit(),  # a PipelineModule brings its own
             config=_deepspeed_config(config, micro_batches),
         )
+    reduce_to_owners(engine)
     engine.clip_fp32_gradients = types.MethodType(_clip_fp32_gradients, engine)
     return engine, report
 
 
 def build_module(
-    model: LlamaConfig, layout: Layout, vocabulary: Vocabulary, weights: Weights, **loss: Any
+    model: LlamaConfig,
+    layout: Layout,
+    vocabulary: Vocabulary,
+    weights: Weights,
+    *,
+    seq_len: int,
+    recompute: ActivationCheckpointingConfig = KEEP_ACTIVATIONS,
+    **options: Any,
 ) -> tuple[nn.Module, Head | None]:
-    """This rank's layers, a stage of a pipeline or all of them, and the head if it is among them; `loss` as in `llama_layers`."""
-    layers = llama_layers(model, vocabulary, weights, **loss)
+    """This rank's layers, a stage of a pipeline or all of them, and the head if it is among them; `options` as in `llama_layers`."""
+    layers = llama_layers(model, vocabulary, weights, recompute=recompute, **options)
     if layout.pipe_size == 1:
         plain = PlainLlama(*(layer.build() for layer in layers))
         return plain, cast("Head", plain[-1])
+    costs = layer_costs(model, vocabulary.size, seq_len, recompute)
+    bounds = partition(costs, layout.pipe_size)
+    if rank() == 0:
+        logger.info("%s", describe(bounds, costs))
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its topology and partition
-        pipeline = LlamaPipeline(layer_weights(model, vocabulary.size), layers=layers, topology=deepspeed_topology(layout))
+        pipeline = LlamaPipeline(bounds, layers=layers, topology=deepspeed_topology(layout))
     last = pipeline.forward_funcs[-1]
     return pipeline, last if isinstance(last, Head) else None
 
@@ -89,9 +131,11 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
-        "optimizer": deepspeed_optimizer(config.optimizer),
+        "optimizer": deepspeed_optimizer(config.optimizer, offloaded=config.parallel.offload_optimizer),
         "gradient_clipping": config.optimizer.gradient_clipping,
-        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_optimization": _zero(config.parallel),
+        # None would round to bf16 what data-parallel ranks add up
+        "communication_data_type": "fp32",
         # A gradient goes to its fp32 sum as soon as it is made. Otherwise DeepSpeed would clear that of the head's matrix, whose loss
         # is computed outside of what it takes for the last stage's output.
         "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},
@@ -102,6 +146,17 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+
+
+def _zero(parallel: ParallelConfig) -> dict[str, Any]:
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    # by default whole buckets are all-reduced, which sends twice what reducing each part to its owner does
+    settings: dict[str, Any] = {"stage": parallel.zero_stage, "use_multi_rank_bucket_allreduce": False}
+    if parallel.offload_optimizer:
+        settings["offload_optimizer"] = host
+    if parallel.offload_parameters:
+        settings["offload_param"] = host
+    return settings
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from lavit_dist.checkpoint.llama_state import (
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
 from lavit_dist.data.rows import GlobalBatches
+from lavit_dist.engine.checks import RankChecks
 from lavit_dist.engine.llama_engine import build_engine
 from lavit_dist.engine.schedule import learning_rate_factor
 from lavit_dist.engine.throughput import device_name, peak_flops, peak_memory_gib
@@ -31,6 +33,8 @@ from lavit_dist.parallel.distributed import device, rank
 from lavit_dist.parallel.megatron_llama import Weights, random_weights
 from lavit_dist.parallel.topology import Layout
 from lavit_dist.parallel.vocab_loss import Targets
+
+logger = logging.getLogger(__name__)
 
 
 class StepSums(NamedTuple):
@@ -59,6 +63,12 @@ class Pretraining:
             config, layout, self.vocabulary, weights or random_weights(config.model, config.seed)
         )
         self.peak_flops = peak_flops(device_name()) if config.precision == "bf16" else None
+        if self.peak_flops is None and rank() == 0:
+            logger.info("unknown peak of %s in %s: MFU is not told", device_name() or "a CPU", config.precision)
+        self.checks = RankChecks(self.engine, layout) if config.checks.every_steps else None
+        if self.checks is not None:
+            self.checks.check_groups()
+            self.checks.check_state("At the start")
 
     def train_step(self, step: int) -> Mapping[str, float]:
         start = time.perf_counter()
@@ -74,6 +84,8 @@ class Pretraining:
                 loss = self.engine(tuple(t.to(device()) for t in inputs), Targets(*(t.to(device()) for t in targets)))
                 self.engine.backward(loss)
                 self.engine.step()
+        if self.checks is not None and (step + 1) % self.config.checks.every_steps == 0:
+            self.checks.check_state(f"After step {step + 1}")
         sums, data_wait, memory = self._over_ranks(self._sums(micro_batches), data_wait)
         metrics = self._losses(sums) | {"learning_rate": factor * optimizer.learning_rate} | self._grad_norm()
         slots = self.config.global_batch_size * self.config.seq_len
@@ -95,6 +107,8 @@ class Pretraining:
         check_layout(folder, self.layout, self.config.parallel.zero_stage)
         self.batches.check_state(read_facts(folder).data)
         self.engine.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)
+        if self.checks is not None:
+            self.checks.check_state(f"After loading {folder.name}")
 
     def _facts(self, step: int) -> CheckpointFacts:
         return CheckpointFacts(

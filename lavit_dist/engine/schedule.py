@@ -56,16 +56,3 @@ def parameter_groups(
         {"params": group, "weight_decay": optimizer.weight_decay if decays else 0.0, "lr": scale * optimizer.learning_rate}
         for (decays, scale), group in sorted(groups.items(), reverse=True, key=lambda item: item[0])
     ]
-
-
-def deepspeed_optimizer(optimizer: OptimizerConfig) -> dict[str, Any]:
-    """The `optimizer` section of a DeepSpeed configuration: torch's fused AdamW on the CPU, DeepSpeed's on GPUs."""
-    settings: dict[str, Any] = {
-        "lr": optimizer.learning_rate,
-        "betas": list(optimizer.betas),
-        "eps": optimizer.eps,
-        "weight_decay": optimizer.weight_decay,
-    }
-    if not torch.cuda.is_available():
-        settings |= {"torch_adam": True, "fused": True}
-    return {"type": "AdamW", "params": settings}

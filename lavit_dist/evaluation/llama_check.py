@@ -122,13 +122,12 @@ def _forward(
 ) -> Tensor | None:
     """The logits [position, row, id] on ranks of the last stage, None on the others."""
     from lavit_dist.engine.llama_engine import build_module, run_stage  # imports megatron-core
-    from lavit_dist.parallel.vocab_loss import LossReport
 
     opened = LlamaFolder(folder)
     source = LlamaSource(opened, opened.config, vocabulary)
-    module, head = build_module(opened.config, layout, vocabulary, source, averaged_over=1, z_loss=0.0, report=LossReport())
-    module.to(device())
     tokens, position_ids, document_ids = (tensor.to(device()) for tensor in inputs)
+    module, head = build_module(opened.config, layout, vocabulary, source, seq_len=tokens.shape[1])
+    module.to(device())
     place = layout.coordinates(rank)
     first: Tensor = tokens
     if place.pipe > 0:

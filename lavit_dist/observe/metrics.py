@@ -17,6 +17,14 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 RATES = ("tokens", "images")
 """Metrics that count work done in a step; the log line adds them per second."""
+FORMS = {
+    "mfu": "MFU {:.1%}",
+    "memory_gib": "memory {:.1f} GiB",
+    "data_wait": "data wait {:.3f} s",
+    "padding": "padding {:.1%}",
+    "seconds": "step {:.3f} s",
+}
+"""How the log line says what has a unit; everything else is its name and number."""
 
 
 class MetricsCallback(Callback):
@@ -70,7 +78,7 @@ class MetricsCallback(Callback):
         now = time.perf_counter()
         elapsed = max(now - self.window, 1e-9)
         left = (self.total_steps - step) * elapsed / (step - self.window_step)
-        fields = [f"{name} {value:.4g}" for name, value in metrics.items()]
+        fields = [FORMS.get(name, f"{name} {{:.4g}}").format(value) for name, value in metrics.items()]
         fields += [f"{name}/s {work / elapsed:,.0f}" for name, work in self.window_work.items() if work]
         logger.info("step %d/%d | %s | left %d:%02d", step, self.total_steps, " | ".join(fields), *divmod(int(left), 60))
         self.window, self.window_step = now, step

@@ -1,14 +1,11 @@
-"""NVIDIA apex's fused RMSNorm where apex is installed, and a plain word about the other package of that name."""
+"""Whether NVIDIA's apex is installed, and a plain word about the other package of that name."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
-from torch import nn
-
 from lavit_dist.errors import UserError
-from lavit_dist.models.llama import RMSNorm
 
 
 def check_apex() -> None:
@@ -22,14 +19,9 @@ def check_apex() -> None:
         )
 
 
-def rms_norm(width: int, eps: float) -> nn.Module:
-    """An RMSNorm with a `weight` [width]: apex's fused kernel if it is installed, else the plain one."""
-    if importlib.util.find_spec("apex") is None:
-        return RMSNorm(width, eps)
-    from apex.normalization import FusedRMSNorm
-
-    fused: nn.Module = FusedRMSNorm(width, eps=eps)
-    return fused
+def has_apex_kernels(extension: str) -> bool:
+    """Whether NVIDIA's apex is installed with its compiled `extension`; built as Python only, its classes can't be made."""
+    return importlib.util.find_spec("apex") is not None and importlib.util.find_spec(extension) is not None
 
 
 def _is_nvidias(locations: object) -> bool:

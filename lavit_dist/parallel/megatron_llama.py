@@ -2,6 +2,7 @@
 
 What travels between them is `(hidden [seq, batch, width], position_ids, document_ids)`, the last two [batch, seq] of integers:
 masks and rotary angles are made anew on each pipeline stage, because DeepSpeed wants a gradient for every float that it sends.
+Under sequence parallelism `hidden` is a tensor rank's share [seq / tensor, batch, width] of the sequence; the integers stay whole.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from deepspeed.pipe import LayerSpec
 from megatron.core import parallel_state, tensor_parallel
@@ -21,8 +24,10 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lavit_dist.config.model import LlamaConfig
+from lavit_dist.config.pretrain import ActivationCheckpointingConfig
 from lavit_dist.models.llama import (
     EMBEDDING,
     FINAL_NORM,
@@ -30,22 +35,23 @@ from lavit_dist.models.llama import (
     NEW_EMBEDDING,
     NEW_HEAD,
     block_name,
-    block_parameters,
     block_shapes,
     initial_weight,
     rotary_angles,
     rotary_frequencies,
 )
 from lavit_dist.models.packed_attention import PackedDocuments, packed_attention
+from lavit_dist.models.transformer_engine import TransformerEngineAttention
 from lavit_dist.models.vocabulary import Table, Vocabulary
-from lavit_dist.parallel.apex import rms_norm
+from lavit_dist.parallel.fused_norm import rms_norm
 from lavit_dist.parallel.llama_shards import SHARD_AXIS, cut_block
-from lavit_dist.parallel.vocab_loss import LossReport, VocabularyProjection, mark_sharded, table_share, vocabulary_shard
+from lavit_dist.parallel.vocab_loss import VocabularyProjection, mark_sharded, table_share, vocabulary_shard
 
 Hidden = tuple[Tensor, Tensor, Tensor]
 Weights = Callable[[str, tuple[int, ...]], Tensor]
 """The whole weight of a Hugging Face name and a shape [out, in]. The rows of [IMG], [/IMG] and the codes have names of their own,
 `NEW_EMBEDDING` and `NEW_HEAD`; `EMBEDDING` and `HEAD` are those of the text."""
+KEEP_ACTIVATIONS = ActivationCheckpointingConfig()
 
 
 class StageInputs:
@@ -66,8 +72,9 @@ class StageInputs:
 class Embedding(nn.Module):
     """The embedding, its rows shared out over tensor-parallel ranks."""
 
-    def __init__(self, model: LlamaConfig, vocabulary: Vocabulary, weights: Weights) -> None:
+    def __init__(self, model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, sequence_parallel: bool) -> None:
         super().__init__()
+        self.sequence_parallel = sequence_parallel
         self.tables = vocabulary.tables
         wholes = _table_rows(model, vocabulary, weights, (EMBEDDING, NEW_EMBEDDING))
         self.text, self.visual = (vocabulary_shard(table, whole) for table, whole in zip(self.tables, wholes, strict=True))
@@ -75,9 +82,13 @@ class Embedding(nn.Module):
     def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Hidden:
         """`tokens`, `position_ids`, `document_ids`, each [batch, seq]."""
         tokens, position_ids, document_ids = inputs
-        rows = sum(self._look_up(tokens, table, rows) for table, rows in zip(self.tables, (self.text, self.visual), strict=True))
-        hidden = tensor_parallel.reduce_from_tensor_model_parallel_region(rows)
-        return hidden.transpose(0, 1).contiguous(), position_ids, document_ids
+        text, visual = (self._look_up(tokens, *part) for part in zip(self.tables, (self.text, self.visual), strict=True))
+        rows = (text + visual).transpose(0, 1).contiguous()
+        if self.sequence_parallel:
+            hidden = tensor_parallel.reduce_scatter_to_sequence_parallel_region(rows)
+        else:
+            hidden = tensor_parallel.reduce_from_tensor_model_parallel_region(rows)
+        return hidden, position_ids, document_ids
 
     @staticmethod
     def _look_up(tokens: Tensor, table: Table, rows: Tensor) -> Tensor:
@@ -89,36 +100,62 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """A decoder block."""
+    """A decoder block, which recomputes its activations as `recompute` says."""
 
-    def __init__(self, config: TransformerConfig, model: LlamaConfig, index: int, stage: StageInputs, weights: Weights) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        model: LlamaConfig,
+        index: int,
+        stage: StageInputs,
+        weights: Weights,
+        recompute: ActivationCheckpointingConfig,
+        attention: str,
+        compiled: bool,
+    ) -> None:
         super().__init__()
         self.stage = stage
-        self.layer = build_module(_block_spec(), config=config, layer_number=index + 1)
+        mode = recompute.mode if recompute.recomputes(index) else "none"
+        self.recomputed = mode == "full"
+        spec = _block_spec(attention, recompute_attention=mode == "selective")
+        self.layer = build_module(spec, config=config, layer_number=index + 1)
+        if compiled:
+            self.layer.compile()
         rank, size = _tensor_rank(), _tensor_size()
         whole = {name: weights(block_name(index, name), shape) for name, shape in block_shapes(model).items()}
         self.layer.load_state_dict(cut_block(whole, model, rank, size))
         for name, axis in SHARD_AXIS.items():
             mark_sharded(self.layer.get_parameter(name), axis)
+        if config.sequence_parallel:
+            for norm in (self.layer.input_layernorm, self.layer.pre_mlp_layernorm):
+                _sum_gradient_over_tensor_ranks(norm)
 
     def forward(self, inputs: Hidden) -> Hidden:
         hidden, position_ids, document_ids = inputs
         documents, angles = self.stage.of(position_ids, document_ids)
-        hidden, _ = self.layer(hidden, attention_mask=documents, rotary_pos_emb=angles)
+        if self.recomputed:  # nothing in a block is random, so no random state is kept for the second time
+            hidden = checkpoint(self._transform, hidden, documents, angles, use_reentrant=False, preserve_rng_state=False)
+        else:
+            hidden = self._transform(hidden, documents, angles)
         return hidden, position_ids, document_ids
+
+    def _transform(self, hidden: Tensor, documents: PackedDocuments, angles: Tensor) -> Tensor:
+        transformed: Tensor = self.layer(hidden, attention_mask=documents, rotary_pos_emb=angles)[0]
+        return transformed
 
 
 class Head(nn.Module):
     """The final norm; `projection`, which the engine calls on its result and the targets, gives the loss."""
 
-    def __init__(
-        self, model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, *, averaged_over: int, z_loss: float, report: LossReport
-    ) -> None:
+    def __init__(self, model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, sequence_parallel: bool, **loss: Any) -> None:
+        """`loss` are the arguments that `VocabularyProjection` takes by name."""
         super().__init__()
         self.norm = rms_norm(model.hidden_size, model.rms_norm_eps)
         self.norm.load_state_dict({"weight": weights(FINAL_NORM, (model.hidden_size,))})
         wholes = _table_rows(model, vocabulary, weights, (HEAD, NEW_HEAD))
-        self.projection = VocabularyProjection(vocabulary.tables, wholes, averaged_over=averaged_over, z_loss=z_loss, report=report)
+        self.projection = VocabularyProjection(vocabulary.tables, wholes, sequence_parallel=sequence_parallel, **loss)
+        if sequence_parallel:
+            _sum_gradient_over_tensor_ranks(self.norm)
 
     def forward(self, inputs: Hidden) -> Tensor:
         hidden: Tensor = self.norm(inputs[0])
@@ -128,11 +165,22 @@ class Head(nn.Module):
 class PackedCoreAttention(nn.Module):
     """What megatron-core calls core attention, over packed rows; it takes `PackedDocuments` in the place of a mask."""
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, attention: str, recompute: bool, config: TransformerConfig, **_: Any) -> None:
         super().__init__()
+        self.recompute = recompute
+        self.attend: Callable[[Tensor, Tensor, Tensor, PackedDocuments], Tensor] = packed_attention
+        if attention == "transformer_engine":
+            heads, groups = (of // _tensor_size() for of in (config.num_attention_heads, config.num_query_groups))
+            self.attend = TransformerEngineAttention(heads, groups, config.kv_channels)
 
+    @torch.compiler.disable  # its shapes are those of the documents, new in each micro-batch
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: PackedDocuments, **_: Any) -> Tensor:
-        return packed_attention(query, key, value, attention_mask)
+        if self.recompute:
+            attended: Tensor = checkpoint(
+                self.attend, query, key, value, attention_mask, use_reentrant=False, preserve_rng_state=False
+            )
+            return attended
+        return self.attend(query, key, value, attention_mask)
 
 
 class BlockNorm:
@@ -142,23 +190,31 @@ class BlockNorm:
         return rms_norm(hidden_size, eps)
 
 
-def llama_layers(model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, **loss: Any) -> list[LayerSpec]:
+def llama_layers(
+    model: LlamaConfig,
+    vocabulary: Vocabulary,
+    weights: Weights,
+    *,
+    sequence_parallel: bool = False,
+    recompute: ActivationCheckpointingConfig = KEEP_ACTIVATIONS,
+    attention: str = "torch",
+    compiled: bool = False,
+    **loss: Any,
+) -> list[LayerSpec]:
     """The embedding, the blocks and the head, in order, not yet built: a stage builds its own, and asks `weights` for them alone.
 
-    `loss` are the arguments that `Head` takes by name. megatron-core's groups must exist.
+    `attention` is the setting of that name. `compiled` blocks are compiled by torch, apart from their attention. `loss` are the
+    arguments that `VocabularyProjection` takes by name. megatron-core's groups must exist.
     """
-    config, stage = _transformer_config(model), StageInputs(model)
+    config, stage = _transformer_config(model, sequence_parallel), StageInputs(model)
     return [
-        LayerSpec(Embedding, model, vocabulary, weights),
-        *(LayerSpec(Block, config, model, index, stage, weights) for index in range(model.num_layers)),
-        LayerSpec(Head, model, vocabulary, weights, **loss),
+        LayerSpec(Embedding, model, vocabulary, weights, sequence_parallel),
+        *(
+            LayerSpec(Block, config, model, index, stage, weights, recompute, attention, compiled)
+            for index in range(model.num_layers)
+        ),
+        LayerSpec(Head, model, vocabulary, weights, sequence_parallel, **loss),
     ]
-
-
-def layer_weights(model: LlamaConfig, vocabulary_size: int) -> list[int]:
-    """The number of weights of each layer of `llama_layers`, for balancing stages: the vocabulary counts at both ends."""
-    table = vocabulary_size * model.hidden_size
-    return [table, *[block_parameters(model)] * model.num_layers, table + model.hidden_size]
 
 
 def random_weights(model: LlamaConfig, seed: int) -> Weights:
@@ -166,7 +222,7 @@ def random_weights(model: LlamaConfig, seed: int) -> Weights:
     return lambda name, shape: initial_weight(model, name, shape, seed)
 
 
-def _transformer_config(model: LlamaConfig) -> TransformerConfig:
+def _transformer_config(model: LlamaConfig, sequence_parallel: bool) -> TransformerConfig:
     # Pipeline size stays 1 here: cutting the list of layers is DeepSpeed's part.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -185,20 +241,22 @@ def _transformer_config(model: LlamaConfig) -> TransformerConfig:
             hidden_dropout=0.0,
             attention_dropout=0.0,
             tensor_model_parallel_size=_tensor_size(),
+            sequence_parallel=sequence_parallel,
             use_cpu_initialization=True,
             perform_initialization=False,
             gradient_accumulation_fusion=False,
-            bias_activation_fusion=False,
+            bias_activation_fusion=True,  # keeps its input alone, and computes the gate again in the backward pass
             bias_dropout_fusion=False,
             masked_softmax_fusion=False,
             apply_rope_fusion=False,
         )
 
 
-def _block_spec() -> ModuleSpec:
-    attention = SelfAttentionSubmodules(
+def _block_spec(attention: str, *, recompute_attention: bool) -> ModuleSpec:
+    core_attention = ModuleSpec(module=PackedCoreAttention, params={"attention": attention, "recompute": recompute_attention})
+    submodules = SelfAttentionSubmodules(
         linear_qkv=tensor_parallel.ColumnParallelLinear,
-        core_attention=PackedCoreAttention,
+        core_attention=core_attention,
         linear_proj=tensor_parallel.RowParallelLinear,
     )
     mlp = MLPSubmodules(linear_fc1=tensor_parallel.ColumnParallelLinear, linear_fc2=tensor_parallel.RowParallelLinear)
@@ -206,7 +264,7 @@ def _block_spec() -> ModuleSpec:
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=BlockNorm,
-            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
+            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=BlockNorm,
             mlp=ModuleSpec(module=MLP, submodules=mlp),
@@ -218,6 +276,20 @@ def _block_spec() -> ModuleSpec:
 def _table_rows(model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, names: tuple[str, str]) -> Iterator[Tensor]:
     """The rows of the text and of the visual table, one after the other so that one at a time is whole in memory."""
     return (weights(name, (table.size, model.hidden_size)) for name, table in zip(names, vocabulary.tables, strict=True))
+
+
+def _sum_gradient_over_tensor_ranks(norm: nn.Module) -> None:
+    """For the weight of a norm, which all tensor ranks hold, each of which has the gradient of its share of the sequence alone.
+
+    A hook on the gradient, because every engine, whatever it does with gradients later, lets them pass here first.
+    """
+
+    def sum_over_ranks(gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total, group=parallel_state.get_tensor_model_parallel_group())
+        return total
+
+    norm.get_parameter("weight").register_hook(sum_over_ranks)
 
 
 def _tensor_rank() -> int:

@@ -49,7 +49,8 @@ class Layout:
         check(
             global_batch_size % unit == 0,
             f"global_batch_size {global_batch_size} is not a multiple of micro_batch_size {micro_batch_size} x {self.data_size}"
-            f" data-parallel processes; choose a multiple of {unit}, or another micro_batch_size.",
+            f" data-parallel processes; choose {max(1, round(global_batch_size / unit)) * unit}, a multiple of {unit}, or another"
+            " micro_batch_size.",
         )
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:

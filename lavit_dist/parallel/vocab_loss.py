@@ -61,17 +61,28 @@ class VocabularyProjection(nn.Module):
     """
 
     def __init__(
-        self, tables: Sequence[Table], wholes: Iterable[Tensor], *, averaged_over: int, z_loss: float, report: LossReport
+        self,
+        tables: Sequence[Table],
+        wholes: Iterable[Tensor],
+        *,
+        averaged_over: int = 1,
+        z_loss: float = 0.0,
+        report: LossReport | None = None,
+        sequence_parallel: bool = False,
     ) -> None:
         """`wholes` are the tables' rows, each [table.size, width], of which this rank keeps its share."""
         super().__init__()
-        self.tables, self.averaged_over, self.z_loss, self.report = tuple(tables), averaged_over, z_loss, report
+        self.sequence_parallel = sequence_parallel
+        self.tables, self.averaged_over, self.z_loss, self.report = tuple(tables), averaged_over, z_loss, report or LossReport()
         self.text, self.visual = (vocabulary_shard(table, whole) for table, whole in zip(tables, wholes, strict=True))
 
     def forward(self, hidden: Tensor, targets: Targets) -> Tensor:
-        """`hidden` [seq, batch, width], normalised. Returns a scalar."""
+        """`hidden` [seq, batch, width], normalised, or this rank's share of it under sequence parallelism. Returns a scalar."""
         labels, weight, modality = (target.t().reshape(-1) for target in targets)
-        hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden).flatten(0, 1)
+        if self.sequence_parallel:
+            hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden).flatten(0, 1)
+        else:
+            hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden).flatten(0, 1)
         shares = [table_share(table) for table in self.tables]
         group = parallel_state.get_tensor_model_parallel_group()
         loss, cross_entropy = LinearCrossEntropy.apply(hidden, labels, weight, shares, self.z_loss, group, self.text, self.visual)
@@ -80,7 +91,9 @@ class VocabularyProjection(nn.Module):
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
-        """All logits [seq, batch, id] of `hidden` [seq, batch, width] on every tensor-parallel rank. Collective over them."""
+        """All logits [seq, batch, id] of what `forward` takes, on every tensor-parallel rank. Collective over them."""
+        if self.sequence_parallel:
+            hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden)
         parts = []
         for table, weight in zip(self.tables, (self.text, self.visual), strict=True):
             shares = [torch.empty_like(weight) for _ in range(parallel_state.get_tensor_model_parallel_world_size())]

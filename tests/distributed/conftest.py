@@ -12,6 +12,26 @@ import pytest
 from lavit_dist.parallel.distributed import free_port
 
 POLL_SECONDS = 0.1
+ALL_LAYOUTS = "--all-layouts"
+HOURS = 3 * 3600.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        ALL_LAYOUTS, action="store_true", help="train on every legal layout, not on a selection; writes docs/layouts.md"
+    )
+
+
+@pytest.fixture(scope="session")
+def all_layouts(request: pytest.FixtureRequest) -> bool:
+    """Whether every layout is asked for. The option is there only where pytest was given this folder."""
+    return bool(request.config.getoption(ALL_LAYOUTS, default=False))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption(ALL_LAYOUTS, default=False):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(HOURS))
 
 
 @pytest.fixture(scope="session")

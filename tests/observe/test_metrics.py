@@ -11,12 +11,14 @@ import pytest
 from lavit_dist.config.training import LoggingConfig
 from lavit_dist.observe.metrics import METRICS_FILE, MetricsCallback, read_lines
 
+FIGURES = {"tokens": 10.0, "seconds": 0.01, "mfu": 0.4321, "memory_gib": 12.34, "data_wait": 0.002, "padding": 0.031}
+
 
 def report(folder: Path, steps: range, total_steps: int = 100, **settings: object) -> None:
     callback = MetricsCallback(folder, LoggingConfig(every_steps=2, **settings))  # type: ignore[arg-type]
     callback.on_start(steps.start - 1, total_steps)
     for step in steps:
-        callback.after_step(step, {"loss": 1 / step, "tokens": 10.0, "seconds": 0.01})
+        callback.after_step(step, FIGURES | {"loss": 1 / step})
     callback.on_end()
 
 
@@ -43,7 +45,7 @@ def test_tensorboard_gets_every_figure(tmp_path: Path) -> None:
 
     report(tmp_path, range(1, 5))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) == {"loss", "tokens", "seconds"}
+    assert set(events.Tags()["scalars"]) == {"loss", *FIGURES}
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
 
@@ -55,6 +57,8 @@ def test_a_line_has_the_step_the_figures_the_rate_and_the_time_left(tmp_path: Pa
     assert [line.split(" | ")[0] for line in lines] == ["step 2/4", "step 4/4"]
     assert "loss 0.25" in lines[-1]
     assert "tokens/s" in lines[-1]
+    for said in ("MFU 43.2%", "memory 12.3 GiB", "data wait 0.002 s", "padding 3.1%", "step 0.010 s"):
+        assert f" {said} " in lines[-1]
     assert lines[-1].endswith("left 0:00")
 
 

@@ -5,7 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lavit_dist.config.base import build
 from lavit_dist.config.model import LlamaConfig
+from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.errors import UserError
 from lavit_dist.models.llama import block_name, block_shapes, initial_weight
 from lavit_dist.models.vocabulary import Table
 from lavit_dist.parallel.llama_shards import GATE_UP, QKV, cut_block, cut_table, join_block, join_table
@@ -64,3 +67,67 @@ def test_initial_weights_depend_on_seed_and_name_alone() -> None:
     assert not torch.equal(first, initial_weight(config, name, shape, seed=1))
     assert not torch.equal(first, initial_weight(config, block_name(0, "mlp.down_proj.weight"), shape, seed=0))
     assert first.std() == pytest.approx(config.init_std / 2, rel=0.2)  # two layers: sqrt(2 x 2)
+
+
+RELEASED = {
+    "Llama-2-70B": {
+        "hidden_size": 8192,
+        "num_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "ffn_hidden_size": 28672,
+    },
+    "Llama-3-8B": {
+        "hidden_size": 4096,
+        "num_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "ffn_hidden_size": 14336,
+    },
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_grouped_query_shapes_are_shared_out_evenly(name: str, size: int) -> None:
+    config = LlamaConfig(**RELEASED[name])
+    width, head, hidden = config.hidden_size, 128, config.ffn_hidden_size
+    whole = {name: torch.empty(shape, device="meta") for name, shape in block_shapes(config).items()}
+    shares = [cut_block(whole, config, rank, size) for rank in range(size)]
+    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) // size
+    for share in shares:
+        assert {weight: tuple(tensor.shape) for weight, tensor in share.items()} == {
+            "input_layernorm.weight": (width,),
+            QKV: (heads * head, width),
+            "self_attention.linear_proj.weight": (width, width // size),
+            "pre_mlp_layernorm.weight": (width,),
+            GATE_UP: (2 * hidden // size, width),
+            "mlp.linear_fc2.weight": (width, hidden // size),
+        }
+    joined = join_block(shares, config)
+    assert {weight: tensor.shape for weight, tensor in joined.items()} == {weight: tensor.shape for weight, tensor in whole.items()}
+
+
+@given(groups=st.sampled_from([1, 2, 4, 8]), per_group=st.sampled_from([1, 2, 8]), power=st.integers(0, 3))
+def test_every_query_is_on_the_rank_of_its_keys(groups: int, per_group: int, power: int) -> None:
+    """Each weight is filled with the number of its key-value group: a rank's groups are its own, queries, key and value in turn."""
+    size = min(2**power, groups)
+    config = model(groups * per_group, groups)
+    whole = {name: torch.zeros(shape) for name, shape in block_shapes(config).items()}
+    for part in "qkv":
+        weight = whole[f"self_attn.{part}_proj.weight"]
+        weight.copy_(torch.arange(groups).repeat_interleave(len(weight) // groups)[:, None].expand_as(weight))
+    for rank in range(size):
+        by_group = cut_block(whole, config, rank, size)[QKV].view(groups // size, (per_group + 2) * HEAD_DIM, -1)
+        expected = torch.arange(groups).chunk(size)[rank].float()
+        assert (by_group == expected[:, None, None]).all()
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_more_processes_than_key_value_heads_are_refused_with_what_is_legal(name: str) -> None:
+    settings = {"run_dir": "r", "ids": "i", "text_tokenizer": "t", "total_steps": 1, "global_batch_size": 1, "micro_batch_size": 1}
+    settings |= {"model": RELEASED[name]}
+    build(PretrainConfig, settings | {"parallel": {"tensor_parallel_size": 8}})
+    sentence = r"model\.num_key_value_heads 8 can't be shared out to .*tensor_parallel_size 16 .* that divides 8"
+    with pytest.raises(UserError, match=sentence):
+        build(PretrainConfig, settings | {"parallel": {"tensor_parallel_size": 16}})

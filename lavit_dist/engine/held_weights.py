@@ -1,0 +1,76 @@
+"""What one rank holds of each weight under any ZeRO stage: weight, fp32 master and optimizer state, as flat parts that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's averages, by the name that torch, apex and DeepSpeed give them."""
+
+
+@dataclass(frozen=True)
+class HeldWeight:
+    """One parameter as this rank has it; every tensor is a flat view."""
+
+    name: str
+    parameter: nn.Parameter
+    whole: Tensor | None
+    """All of this tensor rank's share of the weight; None where ZeRO-3 has cut it."""
+    part: Tensor | None
+    """What this data rank's optimizer updates; None where it updates nothing of this weight."""
+    master: Tensor | None = None
+    """The fp32 numbers of which `part` is the rounded form; None without ZeRO, where the weight is its own."""
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    """Adam's averages of `part`; empty before the first step."""
+
+
+def held_weights(engine: Any) -> Iterator[HeldWeight]:
+    """Every parameter of this rank's part of a DeepSpeed engine's model."""
+    held = {0: _without_zero, 1: _of_zero_1_2, 2: _of_zero_1_2, 3: _of_zero_3}[engine.zero_optimization_stage()]
+    for name, parameter in engine.module.named_parameters():
+        yield held(engine.basic_optimizer, name, parameter)
+
+
+def optimizer_steps(engine: Any) -> set[int]:
+    """Every number of updates that the optimizer's state holds: one when all is well, none before the first."""
+    optimizer = engine.basic_optimizer
+    steps = {int(state["step"]) for state in optimizer.state.values() if "step" in state}
+    return steps or {int(group["step"]) for group in optimizer.param_groups if "step" in group}  # apex counts per group
+
+
+def _without_zero(optimizer: Any, name: str, parameter: nn.Parameter) -> HeldWeight:
+    whole, state = parameter.detach().flatten(), optimizer.state.get(parameter, {})
+    return HeldWeight(name, parameter, whole, whole, moments={key: state[key].flatten() for key in MOMENTS if key in state})
+
+
+def _of_zero_1_2(optimizer: Any, name: str, parameter: nn.Parameter) -> HeldWeight:
+    whole, mapping = parameter.detach().flatten(), getattr(parameter, "_hp_mapping", None)
+    if mapping is None:
+        return HeldWeight(name, parameter, whole, None)
+    group = optimizer.param_groups[mapping.param_group_index]
+    state, place = optimizer.state.get(group["params"][0], {}), mapping.hp_fragment_address
+    moments = {key: state[key].narrow(0, place.start, place.numel) for key in MOMENTS if key in state}
+    return HeldWeight(name, parameter, whole, mapping.lp_fragment, mapping.hp_fragment.detach(), moments)
+
+
+def _of_zero_3(optimizer: Any, name: str, parameter: Any) -> HeldWeight:
+    from deepspeed import comm
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+    # DeepSpeed keeps small weights whole beside their parts.
+    kept = parameter.ds_persist and parameter.ds_status == ZeroParamStatus.AVAILABLE
+    whole = parameter.detach().flatten() if kept else None
+    size = parameter.ds_tensor.ds_numel
+    real = min(
+        max(parameter.ds_numel - comm.get_rank(parameter.ds_process_group) * size, 0), size
+    )  # the rest is uninitialised padding
+    part = parameter.ds_tensor.detach()[:real]
+    if not parameter.requires_grad:
+        return HeldWeight(name, parameter, whole, part)
+    moments = {key: safe_get_local_optimizer_state(parameter, key)[:real] for key in MOMENTS if optimizer.state}
+    return HeldWeight(name, parameter, whole, part, safe_get_local_fp32_param(parameter).detach()[:real], moments)

@@ -1,0 +1,108 @@
+"""Settings of pretraining that can't go together: each is refused by a sentence that says why and what to choose instead."""
+
+from typing import Any
+
+import pytest
+
+from lavit_dist.config.base import build
+from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.errors import UserError
+
+LEGAL: dict[str, Any] = {
+    "run_dir": "run",
+    "ids": "ids",
+    "text_tokenizer": "text",
+    "model": {"num_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 64, "ffn_hidden_size": 128},
+    "total_steps": 1,
+    "global_batch_size": 8,
+    "micro_batch_size": 2,
+    "seq_len": 128,
+}
+REFUSALS = [
+    (
+        {"parallel": {"sequence_parallel": True}},
+        "parallel.sequence_parallel shares the sequence out to tensor-parallel processes, but parallel.tensor_parallel_size is 1; set"
+        " parallel.sequence_parallel to false, or parallel.tensor_parallel_size to 2 or more.",
+    ),
+    (
+        {"parallel": {"sequence_parallel": True, "tensor_parallel_size": 4}, "seq_len": 127},
+        "seq_len 127 can't be shared out to parallel.tensor_parallel_size 4 processes, as parallel.sequence_parallel asks; choose 128,"
+        " or set parallel.sequence_parallel to false.",
+    ),
+    (
+        {"parallel": {"zero_stage": 3, "pipeline_parallel_size": 2}},
+        "parallel.zero_stage 3 can't be combined with parallel.pipeline_parallel_size 2, whose micro-batches need whole gradients; set"
+        " parallel.zero_stage to 0 or 1, or parallel.pipeline_parallel_size to 1.",
+    ),
+    (
+        {"parallel": {"offload_optimizer": True, "zero_stage": 0}},
+        "parallel.offload_optimizer moves the optimizer state that ZeRO shares out, but parallel.zero_stage is 0; set"
+        " parallel.zero_stage to 1, or parallel.offload_optimizer to false.",
+    ),
+    (
+        {"parallel": {"offload_optimizer": True, "pipeline_parallel_size": 2}},
+        "parallel.offload_optimizer can't be combined with parallel.pipeline_parallel_size 2, whose stages are there to make the state"
+        " fit; set parallel.offload_optimizer to false, or parallel.pipeline_parallel_size to 1.",
+    ),
+    (
+        {"parallel": {"offload_parameters": True, "zero_stage": 2}},
+        "parallel.offload_parameters moves the weights that ZeRO-3 gathers layer by layer, but parallel.zero_stage is 2; set"
+        " parallel.zero_stage to 3, or parallel.offload_parameters to false.",
+    ),
+    (
+        {"activation_checkpointing": {"mode": "full", "every": 0}},
+        "activation_checkpointing.every 0 must be at least 1.",
+    ),
+    (
+        {"activation_checkpointing": {"every": 2}},
+        "activation_checkpointing.every 2 does nothing where activation_checkpointing.mode is none; set the mode to selective or full,"
+        " or leave every at 1.",
+    ),
+    (
+        {"activation_checkpointing": {"mode": "full", "every": 5}},
+        "activation_checkpointing.every 5 is more than model.num_layers 4, so that no block would be recomputed; choose at most 4.",
+    ),
+    (
+        {"compile": True, "parallel": {"zero_stage": 3}},
+        "compile can't be combined with parallel.zero_stage 3, whose weights come and go between a block's operators; set compile to"
+        " false, or parallel.zero_stage to 2.",
+    ),
+    (
+        {"parallel": {"tensor_parallel_size": 3}},
+        "model.num_attention_heads 8 can't be shared out to parallel.tensor_parallel_size 3 processes; set"
+        " parallel.tensor_parallel_size to 2, which divides the model's heads and channels.",
+    ),
+    (
+        {"parallel": {"tensor_parallel_size": 8}},
+        "model.num_key_value_heads 4 can't be shared out to parallel.tensor_parallel_size 8 processes; set"
+        " parallel.tensor_parallel_size to 4, which divides the model's heads and channels.",
+    ),
+    (
+        {"parallel": {"pipeline_parallel_size": 5}},
+        "parallel.pipeline_parallel_size 5 is more than model.num_layers 4; every stage needs a layer, so choose at most 4.",
+    ),
+    (
+        {"parallel": {"zero_stage": 0}, "precision": "bf16"},
+        "precision bf16 needs the fp32 master weights that ZeRO keeps, but parallel.zero_stage is 0; set it to 1, or precision to fp32.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), REFUSALS)
+def test_what_does_not_go_together_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as refused:
+        build(PretrainConfig, LEGAL | changes)
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"parallel": {"sequence_parallel": True, "tensor_parallel_size": 4, "pipeline_parallel_size": 2}},
+        {"parallel": {"offload_optimizer": True, "offload_parameters": True, "zero_stage": 3}},
+        {"activation_checkpointing": {"mode": "selective", "every": 4}, "compile": True},
+    ],
+)
+def test_what_goes_together_is_not(changes: dict[str, Any]) -> None:
+    build(PretrainConfig, LEGAL | changes)

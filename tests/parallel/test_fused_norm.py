@@ -1,0 +1,63 @@
+"""Which RMSNorm is built where; apex and Transformer Engine are stood in for, since neither runs without a GPU."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lavit_dist.models.llama import RMSNorm
+from lavit_dist.parallel.fused_norm import rms_norm
+
+APEX = "import torch\nclass FusedRMSNorm(torch.nn.RMSNorm):\n    pass\n"
+TRANSFORMER_ENGINE = "import torch\nclass RMSNorm(torch.nn.RMSNorm):\n    pass\n"
+
+
+@pytest.fixture(autouse=True)
+def forget_stand_ins() -> Iterator[None]:
+    """Each test imports its own, or none."""
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] in ("apex", "transformer_engine")]:
+        del sys.modules[name]
+
+
+def install(folder: Path, module: str, text: str) -> None:
+    package, _, name = module.partition(".")
+    (folder / package / name).mkdir(parents=True)
+    (folder / package / "__init__.py").touch()
+    (folder / package / name / "__init__.py").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "apex", "kernels", "engine", "taken"),
+    [
+        (True, True, True, True, "apex.normalization"),
+        (True, True, False, True, "transformer_engine.pytorch"),
+        (True, False, False, True, "transformer_engine.pytorch"),
+        (True, True, False, False, "lavit_dist.models.llama"),
+        (False, True, True, True, "lavit_dist.models.llama"),
+    ],
+)
+def test_the_fastest_that_can_run_is_taken(
+    gpu: bool, apex: bool, kernels: bool, engine: bool, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if apex:
+        install(tmp_path, "apex.normalization", APEX)
+    if kernels:
+        (tmp_path / "fused_layer_norm_cuda.py").touch()
+    if engine:
+        install(tmp_path, "transformer_engine.pytorch", TRANSFORMER_ENGINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    norm = rms_norm(8, 1e-5)
+    assert type(norm).__module__ == taken
+    assert {name: tuple(weight.shape) for name, weight in norm.named_parameters()} == {"weight": (8,)}
+
+
+def test_the_norm_is_that_of_llama() -> None:
+    norm = RMSNorm(16, 1e-5)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 16)
+    expected = norm.weight * (x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+    torch.testing.assert_close(norm(x), expected)
