@@ -22,13 +22,11 @@ def main(folder: Path, tensor: int, pipeline: int, out: Path) -> None:
     import_megatron()
     init_model_parallel(layout)
     from lavit_dist.engine.llama_engine import build_module
-    from lavit_dist.parallel.vocab_loss import LossReport
 
     before = memory("VmRSS")
     opened = LlamaFolder(folder)
     words = Vocabulary(opened.rows, 126)
-    loss = {"averaged_over": 1, "z_loss": 0.0, "report": LossReport()}
-    module, _ = build_module(opened.config, layout, words, LlamaSource(opened, opened.config, words), **loss)
+    module, _ = build_module(opened.config, layout, words, LlamaSource(opened, opened.config, words), seq_len=128)
     own = sum(parameter.nbytes for parameter in module.parameters())
     (out / f"{rank()}.json").write_text(json.dumps({"taken": memory("VmHWM") - before, "own": own}))
 
