@@ -103,8 +103,9 @@ class PretrainConfig:
     """Folder of the visual tokenizer that the ids were made with; if given, its digest is compared with theirs."""
     init_from: str | None = None
     """Hugging Face LLaMA folder whose weights the run starts from: a text model, or an earlier run's export; None draws them anew."""
-    new_rows: NewRows = "mean_noise"
-    """How rows that init_from lacks, those of [IMG], [/IMG] and codes, begin (benchmarks/new_rows.md)."""
+    new_rows: NewRows | None = None
+    """How rows that init_from lacks, those of [IMG], [/IMG] and codes, begin; None is `projected` where visual_tokenizer is given, which
+    learns fastest (benchmarks/new_rows.md), and `mean_noise` elsewhere."""
     parameters: ParametersConfig = ParametersConfig()
     model: LlamaConfig = LlamaConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -158,9 +159,8 @@ class PretrainConfig:
         )
 
     def _check_start(self) -> None:
-        default = type(self).__dataclass_fields__["new_rows"].default
         check(
-            self.init_from is not None or self.new_rows == default,
+            self.init_from is not None or self.new_rows is None,
             f"new_rows {self.new_rows} has a meaning beside init_from alone; set init_from, or leave new_rows out.",
         )
         check(
