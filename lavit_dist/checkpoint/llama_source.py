@@ -22,7 +22,7 @@ from lavit_dist.models.new_rows import RowStatistics, mean_noise_rows, projected
 from lavit_dist.models.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-STATISTICS_ROWS = 4096
+STATISTICS_ROWS = 1024
 """Rows of a table that are in memory at a time while their statistics are taken."""
 TABLE_OF_NEW_ROWS = {NEW_EMBEDDING: EMBEDDING, NEW_HEAD: HEAD}
 
@@ -35,7 +35,7 @@ def llama_source(config: PretrainConfig, vocabulary: Vocabulary, digest: str) ->
         LlamaFolder(config.init_from),
         config.model,
         vocabulary,
-        new_rows=config.new_rows,
+        new_rows=config.new_rows or ("projected" if config.visual_tokenizer else "mean_noise"),
         visual_tokenizer=config.visual_tokenizer,
         digest=digest,
         seed=config.seed,

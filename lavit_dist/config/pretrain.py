@@ -71,8 +71,8 @@ class ActivationCheckpointingConfig:
     """Which activations are computed again in the backward pass instead of kept: memory for time."""
 
     mode: Literal["none", "selective", "full"] = "none"
-    """`selective` recomputes attention alone, which is cheap for what it keeps (Korthikanti et al. 2022); `full` recomputes whole
-    blocks, about a third more computation."""
+    """`selective` recomputes attention from queries, keys and values (Korthikanti et al. 2022); today's kernels never keep scores, so
+    this saves no more than their output and copies. `full` recomputes whole blocks: a third more computation."""
     every: int = 1
     """Recompute in every n-th block: 2 keeps the activations of every other one."""
 
@@ -103,8 +103,9 @@ class PretrainConfig:
     """Folder of the visual tokenizer that the ids were made with; if given, its digest is compared with theirs."""
     init_from: str | None = None
     """Hugging Face LLaMA folder whose weights the run starts from: a text model, or an earlier run's export; None draws them anew."""
-    new_rows: NewRows = "mean_noise"
-    """How rows that init_from lacks, those of [IMG], [/IMG] and codes, begin (benchmarks/new_rows.md)."""
+    new_rows: NewRows | None = None
+    """How rows that init_from lacks, those of [IMG], [/IMG] and codes, begin; None is `projected` where visual_tokenizer is given, which
+    learns fastest (benchmarks/new_rows.md), and `mean_noise` elsewhere."""
     parameters: ParametersConfig = ParametersConfig()
     model: LlamaConfig = LlamaConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -153,14 +154,13 @@ class PretrainConfig:
         )
         check(
             self.global_batch_size % self.micro_batch_size == 0,
-            f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}; choose a"
-            " multiple.",
+            f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}; choose"
+            f" {max(1, round(self.global_batch_size / self.micro_batch_size)) * self.micro_batch_size} or another multiple.",
         )
 
     def _check_start(self) -> None:
-        default = type(self).__dataclass_fields__["new_rows"].default
         check(
-            self.init_from is not None or self.new_rows == default,
+            self.init_from is not None or self.new_rows is None,
             f"new_rows {self.new_rows} has a meaning beside init_from alone; set init_from, or leave new_rows out.",
         )
         check(
