@@ -71,8 +71,8 @@ class ActivationCheckpointingConfig:
     """Which activations are computed again in the backward pass instead of kept: memory for time."""
 
     mode: Literal["none", "selective", "full"] = "none"
-    """`selective` recomputes attention alone, which is cheap for what it keeps (Korthikanti et al. 2022); `full` recomputes whole
-    blocks, about a third more computation."""
+    """`selective` recomputes attention from queries, keys and values (Korthikanti et al. 2022); today's kernels never keep scores, so
+    this saves no more than their output and copies. `full` recomputes whole blocks: a third more computation."""
     every: int = 1
     """Recompute in every n-th block: 2 keeps the activations of every other one."""
 
@@ -154,8 +154,8 @@ class PretrainConfig:
         )
         check(
             self.global_batch_size % self.micro_batch_size == 0,
-            f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}; choose a"
-            " multiple.",
+            f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}; choose"
+            f" {max(1, round(self.global_batch_size / self.micro_batch_size)) * self.micro_batch_size} or another multiple.",
         )
 
     def _check_start(self) -> None:

@@ -176,6 +176,7 @@ class PackedCoreAttention(nn.Module):
     @torch.compiler.disable  # its shapes are those of the documents, new in each micro-batch
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: PackedDocuments, **_: Any) -> Tensor:
         if self.recompute:
+            value = value.contiguous()  # it is part of one tensor with queries and keys before rotation, which would be kept for it
             attended: Tensor = checkpoint(
                 self.attend, query, key, value, attention_mask, use_reentrant=False, preserve_rng_state=False
             )

@@ -1,8 +1,10 @@
 """Running a program on several gloo ranks: new processes, never forks of this one, with a time-out."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,26 +42,33 @@ def run_ranks() -> Callable[..., None]:
 
     def run(program: Path, world_size: int, *arguments: str, timeout: float = 120) -> None:
         shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, str(program), *arguments],
-                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(world_size)
-        ]
-        deadline = time.monotonic() + timeout
-        while any(rank.poll() is None for rank in ranks) and all(rank.poll() in (None, 0) for rank in ranks):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(POLL_SECONDS)
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.kill()
-        said = [rank.communicate()[0] for rank in ranks]
-        codes = [rank.returncode for rank in ranks]
-        assert codes == [0] * world_size, f"exit codes {codes} after {timeout:.0f} s at most\n" + "\n".join(said)
+        with contextlib.ExitStack() as files:  # not pipes: a full one would stop a rank that says much
+            said = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(world_size)]
+            ranks = [
+                subprocess.Popen(
+                    [sys.executable, str(program), *arguments],
+                    env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+                for rank, output in enumerate(said)
+            ]
+            codes = _wait(ranks, time.monotonic() + timeout)
+            for output in said:
+                output.seek(0)
+            if codes != [0] * world_size:
+                pytest.fail(f"exit codes {codes} after {timeout:.0f} s at most\n" + "\n".join(output.read() for output in said))
 
     return run
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]], deadline: float) -> list[int]:
+    """Exit codes of all ranks; those that still run when one has failed, or at the deadline, are killed."""
+    while any(rank.poll() is None for rank in ranks) and all(rank.poll() in (None, 0) for rank in ranks):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(POLL_SECONDS)
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.kill()
+    return [rank.wait() for rank in ranks]

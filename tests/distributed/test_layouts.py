@@ -19,6 +19,7 @@ from lavit_dist.data.micro_batch import PADDING_DOCUMENT
 from lavit_dist.models.vocabulary import Vocabulary
 from pipelines.pretrain import open_batches
 from tests.distributed.layout_report import Difference, render
+from tests.distributed.row_variants import OneSidedSupervision
 from tests.distributed.settings import ONE_PROCESS, ONE_SIDED, ONE_SIDED_PROCESS, PACKED, Setting, settings_of
 
 STEPS = 20
@@ -134,6 +135,16 @@ def test_the_comparison_can_fail(one_process: dict[str, Steps]) -> None:
     clipped = [step["grad_norm"] > OPTIMIZER["gradient_clipping"] for step in packed]
     assert any(clipped) and not all(clipped)
     assert _relative(one_sided[0]["grad_norm"], packed[0]["grad_norm"]) > 1e-2
+
+
+def test_half_of_the_data_ranks_get_a_tenth_of_the_labels(config: PretrainConfig) -> None:
+    batches = OneSidedSupervision(open_batches(config))
+    for step in range(STEPS):
+        many, few = (
+            sum((batch.loss_weight > 0).sum().item() for batch in batches.micro_batches(step, rank, 2, config.micro_batch_size))
+            for rank in range(2)
+        )
+        assert 8 < many / few < 15
 
 
 def test_bf16_is_other_arithmetic(trained: list[Trained], one_process: dict[str, Steps]) -> None:

@@ -1,0 +1,34 @@
+"""Recomputation and sequence parallelism keep fewer activations; that they change no number is tested by the layouts."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RANKS = 2
+
+
+@pytest.fixture(scope="module")
+def kept(run_ranks: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Bytes by setting, and the number of compiled graphs."""
+    out = tmp_path_factory.mktemp("kept") / "kept.json"
+    run_ranks(Path(__file__).with_name("kept_on_ranks.py"), RANKS, str(out))
+    found: dict[str, int] = json.loads(out.read_text())
+    return found
+
+
+@pytest.mark.parametrize("suffix", ["", " sequence parallel"])
+def test_the_more_is_recomputed_the_less_is_kept(kept: dict[str, int], suffix: str) -> None:
+    in_order = [kept[f"{mode}{suffix}"] for mode in ("none 1", "selective 1", "full 2", "full 1")]
+    assert in_order == sorted(in_order, reverse=True)
+    assert len(set(in_order)) == len(in_order)
+    assert kept[f"full 2{suffix}"] < 0.6 * kept[f"none 1{suffix}"]
+
+
+def test_sequence_parallel_ranks_keep_shares(kept: dict[str, int]) -> None:
+    assert kept["none 1 sequence parallel"] < 0.9 * kept["none 1"]
+
+
+def test_blocks_are_compiled_when_asked_to(kept: dict[str, int]) -> None:
+    assert kept["compiled"] > 0
