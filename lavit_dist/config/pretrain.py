@@ -105,7 +105,7 @@ class PretrainConfig:
     """Hugging Face LLaMA folder whose weights the run starts from: a text model, or an earlier run's export; None draws them anew."""
     new_rows: NewRows | None = None
     """How rows that init_from lacks, those of [IMG], [/IMG] and codes, begin; None is `projected` where visual_tokenizer is given, which
-    learns fastest (benchmarks/new_rows.md), and `mean_noise` elsewhere."""
+    learns fastest (benchmarks/new_rows.md), and `normal`, the second, elsewhere."""
     parameters: ParametersConfig = ParametersConfig()
     model: LlamaConfig = LlamaConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -165,7 +165,7 @@ class PretrainConfig:
         )
         check(
             self.new_rows != "projected" or self.visual_tokenizer is not None,
-            "new_rows projected needs the codes of the visual tokenizer; set visual_tokenizer, or new_rows to mean_noise.",
+            "new_rows projected needs the codes of the visual tokenizer; set visual_tokenizer, or new_rows to normal.",
         )
 
     def _check_parallel(self) -> None:

@@ -1,7 +1,6 @@
 """How the rows of [IMG], [/IMG] and the codes begin in a language model that was trained on text: among the text rows, not far off.
 
-A row that is drawn anew at 0.02 lies where no trained row does, and the softmax over text and codes starts from logits of two
-scales. benchmarks/new_rows.md compares the methods.
+benchmarks/new_rows.md compares the methods.
 """
 
 from __future__ import annotations
@@ -14,10 +13,7 @@ import torch
 from torch import Tensor
 
 from lavit_dist.config.model import LlamaConfig
-from lavit_dist.models.llama import NEW_HEAD, initial_weight
-
-HEAD_SPREAD = 0.1
-"""See `spread_of`; measured in benchmarks/new_rows.md."""
+from lavit_dist.models.llama import initial_weight
 
 
 class RowStatistics(NamedTuple):
@@ -37,18 +33,9 @@ def row_statistics(parts: Iterable[Tensor]) -> RowStatistics:
     return RowStatistics(mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float())
 
 
-def spread_of(name: str) -> float:
-    """How far from the mean of the text rows new rows begin, as a share of those rows' own distance.
-
-    In the embedding they are told apart like text. In the head they all begin as about equally probable: with the full spread the first
-    losses are far above the logarithm of the vocabulary's size.
-    """
-    return HEAD_SPREAD if name == NEW_HEAD else 1.0
-
-
 def mean_noise_rows(model: LlamaConfig, name: str, shape: tuple[int, int], text: RowStatistics, seed: int) -> Tensor:
-    """Rows drawn as the text rows are spread, channel by channel, `spread_of(name)` as far: [row, width], fp32."""
-    return text.mean + spread_of(name) * text.std * _standard_normal(model, name, shape, seed)
+    """Rows drawn as the text rows are spread, channel by channel: [row, width], fp32."""
+    return text.mean + text.std * _standard_normal(model, name, shape, seed)
 
 
 def projected_rows(model: LlamaConfig, name: str, shape: tuple[int, int], text: RowStatistics, codes: Tensor, seed: int) -> Tensor:
@@ -58,7 +45,7 @@ def projected_rows(model: LlamaConfig, name: str, shape: tuple[int, int], text: 
     tall = _standard_normal(model, f"{name} projection", (max(dim, width), min(dim, width)), seed)
     turn = torch.linalg.qr(tall).Q
     spread = (codes - codes.mean(0)) @ (turn.t() if dim <= width else turn)
-    distance, wanted = spread.square().sum(1).mean().sqrt(), spread_of(name) * text.std.square().sum().sqrt()
+    distance, wanted = spread.square().sum(1).mean().sqrt(), text.std.square().sum().sqrt()
     marks = mean_noise_rows(model, name, (shape[0] - len(codes), width), text, seed)
     return torch.cat([marks, text.mean + spread * (wanted / distance)])
 

@@ -26,7 +26,8 @@ def main(folder: Path, tensor: int, pipeline: int, out: Path) -> None:
     before = memory("VmRSS")
     opened = LlamaFolder(folder)
     words = Vocabulary(opened.rows, 126)
-    module, _ = build_module(opened.config, layout, words, LlamaSource(opened, opened.config, words), seq_len=128)
+    source = LlamaSource(opened, opened.config, words, new_rows="mean_noise")
+    module, _ = build_module(opened.config, layout, words, source, seq_len=128)
     own = sum(parameter.nbytes for parameter in module.parameters())
     (out / f"{rank()}.json").write_text(json.dumps({"taken": memory("VmHWM") - before, "own": own}))
 
