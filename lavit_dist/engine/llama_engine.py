@@ -7,18 +7,17 @@ import io
 import logging
 import os
 import shutil
-import types
 from typing import Any, cast
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed.pipe import PipelineModule
 from torch import Tensor, nn
 
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ActivationCheckpointingConfig, ParallelConfig, PretrainConfig
 from lavit_dist.engine.adamw import apex_adamw, deepspeed_optimizer
+from lavit_dist.engine.gradient_norm import correct_gradient_norm
 from lavit_dist.engine.gradient_reduction import reduce_to_owners
 from lavit_dist.engine.llama_parameters import freeze, llama_groups
 from lavit_dist.engine.schedule import scheduler_factory
@@ -93,7 +92,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
             config=_deepspeed_config(config, micro_batches),
         )
     reduce_to_owners(engine)
-    engine.clip_fp32_gradients = types.MethodType(_clip_fp32_gradients, engine)
+    correct_gradient_norm(engine)
     return engine, report
 
 
@@ -157,22 +156,3 @@ def _zero(parallel: ParallelConfig) -> dict[str, Any]:
     if parallel.offload_parameters:
         settings["offload_param"] = host
     return settings
-
-
-@torch.no_grad()
-def _clip_fp32_gradients(engine: Any) -> None:
-    """DeepSpeed's own, for fp32 without ZeRO, leaves the norms of later pipeline stages out of the gradient norm.
-
-    Weights that tensor-parallel ranks share out count on each of them, the others on the first alone.
-    """
-    parameters = [parameter for parameter in engine.module.parameters() if parameter.grad is not None]
-    first = engine.mpu.get_tensor_model_parallel_rank() == 0
-    counted = [p.grad for p in parameters if first or getattr(p, "tensor_model_parallel", False)]
-    square = torch.zeros((), device=engine.device)
-    for grad in counted:
-        square += grad.float().square().sum()
-    dist.all_reduce(square, group=engine.mpu.get_model_parallel_group())
-    engine._global_grad_norm = square.sqrt()
-    scale = (engine.gradient_clipping() / (engine._global_grad_norm + 1e-6)).clamp(max=1.0)
-    for parameter in parameters:
-        parameter.grad.mul_(scale)
