@@ -26,7 +26,13 @@ def test_harm_on_one_rank_is_named_on_all(
     name: str, run_ranks: Callable[..., None], pretrain_settings: dict[str, Any], tmp_path: Path
 ) -> None:
     tensor, pipeline, data, zero, precision = LAYOUTS[name]
-    parallel = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline, "zero_stage": zero}
+    parallel = {
+        "tensor_parallel_size": tensor,
+        "pipeline_parallel_size": pipeline,
+        "zero_stage": zero,
+        "sequence_parallel": tensor > 1,
+        "offload_optimizer": zero == 2,
+    }
     changes = {
         "run_dir": str(tmp_path),
         "total_steps": 5,
