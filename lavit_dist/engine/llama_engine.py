@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ActivationCheckpointingConfig, ParallelConfig, PretrainConfig
 from lavit_dist.engine.adamw import apex_adamw, deepspeed_optimizer
+from lavit_dist.engine.gradient_norm import sum_norm_once
 from lavit_dist.engine.gradient_reduction import reduce_to_owners
 from lavit_dist.engine.llama_parameters import freeze, llama_groups
 from lavit_dist.engine.schedule import scheduler_factory
@@ -93,6 +94,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
             config=_deepspeed_config(config, micro_batches),
         )
     reduce_to_owners(engine)
+    sum_norm_once(engine)
     engine.clip_fp32_gradients = types.MethodType(_clip_fp32_gradients, engine)
     return engine, report
 
