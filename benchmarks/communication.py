@@ -146,7 +146,7 @@ def report(names: list[str]) -> Iterator[str]:
         counted = measure(name)
         cells = [
             layout.world_size,
-            layout.tensor_size,
+            f"{layout.tensor_size}{', sequence' if config.parallel.sequence_parallel else ''}",
             layout.pipe_size,
             layout.data_size,
             config.parallel.zero_stage,

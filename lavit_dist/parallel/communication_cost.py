@@ -17,8 +17,8 @@ from lavit_dist.parallel.topology import Layout
 
 GRADIENT_BYTES = 4
 """Gradients are accumulated and reduced in fp32."""
-LOSS_REDUCTIONS = 3
-"""Of one fp32 per token over tensor-parallel ranks: the largest logit, the sum of exponentials, the label's logit."""
+LOSS_NUMBERS = 2
+"""fp32 per token that tensor-parallel ranks tell each other: the logarithm of their sum of exponentials, and the label's logit."""
 
 
 class Traffic(NamedTuple):
@@ -82,12 +82,12 @@ def tensor_traffic(sizes: StepSizes, tensor_size: int, stage: Stage) -> float:
 
     A block has two parallel regions, attention and feed-forward; each is left by an all-reduce of its output, and of its
     input's gradient on the way back: 4 A. The embedding's look-up is shared out: A. So is the head, whose input's gradient is
-    summed: A. The loss needs `LOSS_REDUCTIONS` fp32 numbers per token. Sequence parallelism makes of each all-reduce a
+    summed: A. For the loss each rank sends `LOSS_NUMBERS` fp32 per token to every other. Sequence parallelism makes of each all-reduce a
     reduce-scatter and an all-gather, of the same size together.
     """
     activations = (4 * stage.blocks + stage.is_first + stage.is_last) * sizes.activation_bytes
-    loss = stage.is_last * LOSS_REDUCTIONS * 4 * sizes.micro_batch_tokens
-    return 2 * _ring(tensor_size) * (activations + loss)
+    loss = stage.is_last * (tensor_size - 1) * LOSS_NUMBERS * 4 * sizes.micro_batch_tokens
+    return 2 * _ring(tensor_size) * activations + loss
 
 
 def pipe_traffic(sizes: StepSizes, stage: Stage) -> float:
