@@ -15,7 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 CHUNK_POSITIONS = 1024
-"""Positions projected at a time: enough to keep a GPU busy, 200 MB of fp32 logits for LaVIT's 48,386 ids."""
+"""Positions whose part in the gradient of the rows is added at once: enough to keep a GPU busy."""
+CPU_POSITIONS = 256
+"""Positions whose logits are fp32 at once on a CPU, where more of them leave its caches. On GPUs they are those of a whole chunk: 200 MB
+for LaVIT's 48,386 ids."""
 
 
 class TableShare(NamedTuple):
@@ -51,19 +54,24 @@ class LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden) if wants_gradient else None
         loss = hidden.new_zeros((), dtype=torch.float32)
         cross_entropy = hidden.new_empty(len(hidden), dtype=torch.float32)
-        for start in range(0, len(hidden), CHUNK_POSITIONS):
-            part = slice(start, start + CHUNK_POSITIONS)
-            chunk = [_Chunk.of(hidden[part], rows, labels[part], share) for rows, share in real]
-            log_partition, target = _over_ranks(chunk, group)
-            cross_entropy[part] = log_partition - target
-            loss += (weight[part] * (cross_entropy[part] + z_loss * log_partition.square())).sum()
-            if hidden_gradient is None:
-                continue
-            of_probability = weight[part] * (1 + 2 * z_loss * log_partition)
-            of_logits = [of.gradient(log_partition, of_probability, weight[part]).to(hidden.dtype) for of in chunk]
-            hidden_gradient[part] = sum(of @ rows for of, (rows, _) in zip(of_logits, real, strict=True))
-            for gradient, of in zip(gradients, of_logits, strict=True):
-                gradient[: of.shape[-1]] += of.t() @ hidden[part]
+        for chunk in _slices(0, len(hidden), CHUNK_POSITIONS):
+            count = chunk.stop - chunk.start
+            of_logits = [hidden.new_empty(count if wants_gradient else 0, len(rows)) for rows, _ in real]
+            for part in _slices(chunk.start, chunk.stop, CPU_POSITIONS if hidden.device.type == "cpu" else CHUNK_POSITIONS):
+                logits = [_Logits.of(hidden[part], rows, labels[part], share) for rows, share in real]
+                log_partition, target = _over_ranks(logits, group)
+                cross_entropy[part] = log_partition - target
+                loss += (weight[part] * (cross_entropy[part] + z_loss * log_partition.square())).sum()
+                if hidden_gradient is None:
+                    continue
+                of_probability = weight[part] * (1 + 2 * z_loss * log_partition)
+                here = [of[part.start - chunk.start : part.stop - chunk.start] for of in of_logits]
+                for of, exact in zip(here, logits, strict=True):
+                    of.copy_(exact.gradient(log_partition, of_probability, weight[part]))
+                hidden_gradient[part] = sum(of @ rows for of, (rows, _) in zip(here, real, strict=True))
+            if wants_gradient:
+                for gradient, of in zip(gradients, of_logits, strict=True):
+                    gradient[: of.shape[-1]] += of.t() @ hidden[chunk]
         if hidden_gradient is not None:
             ctx.save_for_backward(hidden_gradient, *gradients)
         ctx.mark_non_differentiable(cross_entropy)
@@ -77,8 +85,12 @@ class LinearCrossEntropy(torch.autograd.Function):
         return hidden_gradient * scale.to(hidden_gradient.dtype), None, None, None, None, None, *of_tables
 
 
-class _Chunk(NamedTuple):
-    """The logits of a chunk of positions with a rank's rows of one table, as their exponentials."""
+def _slices(start: int, stop: int, step: int) -> list[slice]:
+    return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+
+class _Logits(NamedTuple):
+    """The logits of some positions with a rank's rows of one table, as their exponentials."""
 
     exponentials: Tensor
     """fp32 [position, row]: exp(logit - largest)."""
@@ -92,7 +104,7 @@ class _Chunk(NamedTuple):
     """Whether the label is among these rows."""
 
     @classmethod
-    def of(cls, hidden: Tensor, rows: Tensor, labels: Tensor, share: TableShare) -> _Chunk:
+    def of(cls, hidden: Tensor, rows: Tensor, labels: Tensor, share: TableShare) -> _Logits:
         logits = (hidden @ rows.t()).float()
         row = (labels - share.first_id)[:, None]
         mine = (row >= 0) & (row < share.rows)
@@ -113,10 +125,10 @@ class _Chunk(NamedTuple):
         return of_logits.scatter_add_(-1, self.row, (-weight[:, None]).masked_fill(~self.mine, 0.0))
 
 
-def _over_ranks(chunk: list[_Chunk], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+def _over_ranks(logits: list[_Logits], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """The logarithm of the sum of exponentials of all logits, and the label's logit, each fp32 [position]."""
-    log_partition = torch.stack([of.log_partition for of in chunk]).logsumexp(0)
-    target = torch.stack([of.target for of in chunk]).sum(0)
+    log_partition = torch.stack([of.log_partition for of in logits]).logsumexp(0)
+    target = torch.stack([of.target for of in logits]).sum(0)
     if group is None or dist.get_world_size(group) == 1:
         return log_partition, target
     here = torch.stack([log_partition, target])

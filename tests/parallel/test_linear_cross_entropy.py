@@ -32,6 +32,7 @@ def test_loss_and_gradients_are_those_of_the_plain_one(positions, text, visual, 
     shares = [TableShare(0, text), TableShare(text, visual)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear_cross_entropy, "CHUNK_POSITIONS", chunk)
+        patch.setattr(linear_cross_entropy, "CPU_POSITIONS", max(1, chunk // 3))
         loss, each = LinearCrossEntropy.apply(hidden, labels, weight, shares, z_loss, None, *tables)
     expected, expected_each = plain(hidden, labels, weight, tables, rows, z_loss)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
@@ -43,7 +44,8 @@ def test_loss_and_gradients_are_those_of_the_plain_one(positions, text, visual, 
 
 
 def test_no_logits_of_all_positions_are_ever_made(monkeypatch):
-    monkeypatch.setattr(linear_cross_entropy, "CHUNK_POSITIONS", 8)
+    monkeypatch.setattr(linear_cross_entropy, "CHUNK_POSITIONS", 16)
+    monkeypatch.setattr(linear_cross_entropy, "CPU_POSITIONS", 8)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
