@@ -69,13 +69,13 @@ def megatron(config: PretrainConfig, batches: LavitBatches) -> Step:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
     from lavit_dist.parallel.llama_shards import cut_block
-    from lavit_dist.parallel.megatron_llama import _transformer_config
+    from lavit_dist.parallel.megatron_block import transformer_config
 
     # its attention forks a CUDA random state for a dropout that is 0
     tensor_parallel.get_cuda_rng_tracker = lambda: SimpleNamespace(fork=contextlib.nullcontext)
     llama, vocabulary = config.model, batches.rows.vocabulary
     model = GPTModel(
-        _transformer_config(llama, sequence_parallel=False),
+        transformer_config(llama, sequence_parallel=False),
         get_gpt_layer_local_spec(normalization="RMSNorm"),
         vocab_size=vocabulary.size,
         max_sequence_length=config.seq_len,

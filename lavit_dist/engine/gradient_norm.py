@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
@@ -17,6 +18,8 @@ def correct_gradient_norm(engine: Any) -> None:
     engine.clip_fp32_gradients = types.MethodType(_clip_fp32_gradients, engine)
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
         _measure_equally_often(engine.optimizer, engine.device)
+    if isinstance(engine.optimizer, BF16_Optimizer):
+        _measure_at_least_zero(engine.optimizer, engine.device)
 
 
 def _measure_equally_often(optimizer: DeepSpeedZeroOptimizer, device: torch.device) -> None:
@@ -34,6 +37,19 @@ def _measure_equally_often(optimizer: DeepSpeedZeroOptimizer, device: torch.devi
         return combine_grad_norm_groups(norms, norm_type=norm_type)
 
     optimizer.scaled_global_norm = over_all_groups
+
+
+def _measure_at_least_zero(optimizer: BF16_Optimizer, device: torch.device) -> None:
+    """DeepSpeed fails on a rank whose parameters all count elsewhere, such as replicated norms where the rest is frozen."""
+    counted = optimizer.get_grads_for_norm
+
+    def with_a_zero(for_clipping: bool = False) -> Any:
+        if for_clipping:
+            return counted(for_clipping=True)
+        gradients, experts = counted()
+        return [*gradients, torch.zeros(1, device=device)], experts
+
+    optimizer.get_grads_for_norm = with_a_zero
 
 
 @torch.no_grad()

@@ -58,13 +58,9 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
     """The engine, which starts from `weights`, and what its losses add up to, on every rank of `layout`, whose megatron-core groups
     exist. Collective.
 
-    Raises `UserError` when blocks are to be compiled and there is nothing to compile them with.
+    Raises `UserError` where something is to be compiled and there is no compiler.
     """
-    compilers = [os.environ.get("CXX", "g++"), "clang++"]
-    check(
-        not config.compile or any(map(shutil.which, compilers)),
-        f"compile needs a C++ compiler, but neither {compilers[0]} nor {compilers[1]} is installed; install one, or set compile to false.",
-    )
+    _check_compiler(config.compile)
     micro_batches = config.global_batch_size // (config.micro_batch_size * layout.data_size)
     report = LossReport()
     module, _ = build_module(
@@ -119,6 +115,18 @@ def build_module(
         pipeline = LlamaPipeline(bounds, layers=layers, topology=deepspeed_topology(layout))
     last = pipeline.forward_funcs[-1]
     return pipeline, last if isinstance(last, Head) else None
+
+
+def _check_compiler(compile_blocks: bool) -> None:
+    """torch compiles for CPUs through C++, and for GPUs through Triton and C; on those also megatron-core's SwiGLU, always."""
+    gpu = torch.cuda.is_available()
+    variable, usual = ("CC", ["gcc", "clang"]) if gpu else ("CXX", ["g++", "clang++"])
+    installed = any(map(shutil.which, [os.environ.get(variable, usual[0]), *usual]))
+    check(
+        installed or not (gpu or compile_blocks),
+        f"No compiler is installed ({' or '.join(usual)}), but {'the fused SwiGLU of GPUs' if gpu else 'compile: true'} needs one; install"
+        f" it, or name yours in {variable}.",
+    )
 
 
 def run_stage(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> Any:

@@ -8,8 +8,10 @@ pair of documents.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lavit_dist.models.attention import attention
@@ -20,39 +22,56 @@ from lavit_dist.models.variable_length import has_variable_length_kernel, variab
 class PackedDocuments:
     """Where the documents of a micro-batch lie; positions are flat indices into [seq, batch], whose batch axis is innermost."""
 
-    cumulative_lengths: Tensor
-    """[document + 1] int32: the first position of each document when rows are laid end to end, and the total."""
+    starts: Tensor
+    """[document] int64: the first position of each document when rows are laid end to end."""
+    lengths: Tensor
+    """[document] int64."""
+    shape: tuple[int, int]
+    """Rows, and positions of a row."""
     max_length: int
     """Tokens of the longest document."""
-    buckets: tuple[Tensor, ...]
-    """Each [document, length] int64: documents of like length, their last position repeated to the longest among them."""
-    unpack: Tensor
-    """[seq x batch] int64: where in the flattened, concatenated buckets each position is found."""
 
     @classmethod
     def of(cls, document_ids: Tensor) -> PackedDocuments:
         """Finds the documents in `document_ids` [batch, seq] of any integers: a new document starts where the number changes."""
-        batch, seq = document_ids.shape
-        device = document_ids.device
-        is_start = torch.ones(batch, seq, dtype=torch.bool, device=device)
+        is_start = torch.ones_like(document_ids, dtype=torch.bool)
         is_start[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
         starts = is_start.flatten().nonzero().squeeze(1)
-        ends = torch.cat([starts[1:], starts.new_tensor([batch * seq])])
-        lengths = ends - starts
-        buckets, slots, taken = [], torch.empty(batch * seq, dtype=torch.int64, device=device), 0
-        powers = lengths.double().log2().ceil()
-        for power in powers.unique():
-            chosen = powers == power
-            longest = int(lengths[chosen].max())
-            steps = torch.arange(longest, device=device).expand(int(chosen.sum()), -1)
-            within = steps < lengths[chosen, None]
-            rowwise = starts[chosen, None] + torch.minimum(steps, lengths[chosen, None] - 1)
-            positions = rowwise % seq * batch + rowwise // seq
-            slots[positions[within]] = taken + within.flatten().nonzero().squeeze(1)
-            buckets.append(positions)
+        lengths = torch.cat([starts[1:], starts.new_tensor([document_ids.numel()])]) - starts
+        batch, seq = document_ids.shape
+        return cls(starts, lengths, (batch, seq), int(lengths.max()))
+
+    @cached_property
+    def cumulative_lengths(self) -> Tensor:
+        """[document + 1] int32: `starts`, and the total; what variable-length kernels take."""
+        return F.pad(self.starts, (0, 1), value=self.shape[0] * self.shape[1]).to(torch.int32)
+
+    @cached_property
+    def buckets(self) -> tuple[Tensor, ...]:
+        """Each [document, length] int64: documents of like length, their last position repeated to the longest among them."""
+        batch, seq = self.shape
+        buckets = []
+        for chosen in self._alike():
+            lengths = self.lengths[chosen, None]
+            steps = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
+            rowwise = self.starts[chosen, None] + torch.minimum(steps, lengths - 1)
+            buckets.append(rowwise % seq * batch + rowwise // seq)
+        return tuple(buckets)
+
+    @cached_property
+    def unpack(self) -> Tensor:
+        """[seq x batch] int64: where in the flattened, concatenated buckets each position is found."""
+        found, taken = torch.empty(self.shape[0] * self.shape[1], dtype=torch.int64, device=self.starts.device), 0
+        for chosen, positions in zip(self._alike(), self.buckets, strict=True):
+            within = torch.arange(positions.shape[1], device=positions.device) < self.lengths[chosen, None]
+            found[positions[within]] = taken + within.flatten().nonzero().squeeze(1)
             taken += positions.numel()
-        cumulative = torch.cat([starts, ends[-1:]]).to(torch.int32)
-        return cls(cumulative, int(lengths.max()), tuple(buckets), slots)
+        return found
+
+    def _alike(self) -> list[Tensor]:
+        """Masks [document] of documents whose lengths have the same power of two above them."""
+        powers = self.lengths.double().log2().ceil()
+        return [powers == power for power in powers.unique()]
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:

@@ -7,8 +7,7 @@ Under sequence parallelism `hidden` is a tensor rank's share [seq / tensor, batc
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,13 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from deepspeed.pipe import LayerSpec
 from megatron.core import parallel_state, tensor_parallel
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -40,11 +34,11 @@ from lavit_dist.models.llama import (
     rotary_angles,
     rotary_frequencies,
 )
-from lavit_dist.models.packed_attention import PackedDocuments, packed_attention
-from lavit_dist.models.transformer_engine import TransformerEngineAttention
+from lavit_dist.models.packed_attention import PackedDocuments
 from lavit_dist.models.vocabulary import Table, Vocabulary
 from lavit_dist.parallel.fused_norm import rms_norm
 from lavit_dist.parallel.llama_shards import SHARD_AXIS, cut_block
+from lavit_dist.parallel.megatron_block import block_spec, transformer_config
 from lavit_dist.parallel.vocab_loss import VocabularyProjection, mark_sharded, table_share, vocabulary_shard
 
 Hidden = tuple[Tensor, Tensor, Tensor]
@@ -117,13 +111,13 @@ class Block(nn.Module):
         self.stage = stage
         mode = recompute.mode if recompute.recomputes(index) else "none"
         self.recomputed = mode == "full"
-        spec = _block_spec(attention, recompute_attention=mode == "selective")
+        spec = block_spec(attention, recompute_attention=mode == "selective")
         self.layer = build_module(spec, config=config, layer_number=index + 1)
         if compiled:
             self.layer.compile()
         rank, size = _tensor_rank(), _tensor_size()
         whole = {name: weights(block_name(index, name), shape) for name, shape in block_shapes(model).items()}
-        self.layer.load_state_dict(cut_block(whole, model, rank, size))
+        load_parameters(self.layer, cut_block(whole, model, rank, size))
         for name, axis in SHARD_AXIS.items():
             mark_sharded(self.layer.get_parameter(name), axis)
         if config.sequence_parallel:
@@ -151,7 +145,7 @@ class Head(nn.Module):
         """`loss` are the arguments that `VocabularyProjection` takes by name."""
         super().__init__()
         self.norm = rms_norm(model.hidden_size, model.rms_norm_eps)
-        self.norm.load_state_dict({"weight": weights(FINAL_NORM, (model.hidden_size,))})
+        load_parameters(self.norm, {"weight": weights(FINAL_NORM, (model.hidden_size,))})
         wholes = _table_rows(model, vocabulary, weights, (HEAD, NEW_HEAD))
         self.projection = VocabularyProjection(vocabulary.tables, wholes, sequence_parallel=sequence_parallel, **loss)
         if sequence_parallel:
@@ -160,35 +154,6 @@ class Head(nn.Module):
     def forward(self, inputs: Hidden) -> Tensor:
         hidden: Tensor = self.norm(inputs[0])
         return hidden
-
-
-class PackedCoreAttention(nn.Module):
-    """What megatron-core calls core attention, over packed rows; it takes `PackedDocuments` in the place of a mask."""
-
-    def __init__(self, attention: str, recompute: bool, config: TransformerConfig, **_: Any) -> None:
-        super().__init__()
-        self.recompute = recompute
-        self.attend: Callable[[Tensor, Tensor, Tensor, PackedDocuments], Tensor] = packed_attention
-        if attention == "transformer_engine":
-            heads, groups = (of // _tensor_size() for of in (config.num_attention_heads, config.num_query_groups))
-            self.attend = TransformerEngineAttention(heads, groups, config.kv_channels)
-
-    @torch.compiler.disable  # its shapes are those of the documents, new in each micro-batch
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: PackedDocuments, **_: Any) -> Tensor:
-        if self.recompute:
-            value = value.contiguous()  # it is part of one tensor with queries and keys before rotation, which would be kept for it
-            attended: Tensor = checkpoint(
-                self.attend, query, key, value, attention_mask, use_reentrant=False, preserve_rng_state=False
-            )
-            return attended
-        return self.attend(query, key, value, attention_mask)
-
-
-class BlockNorm:
-    """`rms_norm`, built with the arguments that megatron-core gives a norm; a spec wants a class."""
-
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float) -> nn.Module:  # type: ignore[misc]
-        return rms_norm(hidden_size, eps)
 
 
 def llama_layers(
@@ -207,7 +172,7 @@ def llama_layers(
     `attention` is the setting of that name. `compiled` blocks are compiled by torch, apart from their attention. `loss` are the
     arguments that `VocabularyProjection` takes by name. megatron-core's groups must exist.
     """
-    config, stage = _transformer_config(model, sequence_parallel), StageInputs(model)
+    config, stage = transformer_config(model, sequence_parallel), StageInputs(model)
     return [
         LayerSpec(Embedding, model, vocabulary, weights, sequence_parallel),
         *(
@@ -223,55 +188,14 @@ def random_weights(model: LlamaConfig, seed: int) -> Weights:
     return lambda name, shape: initial_weight(model, name, shape, seed)
 
 
-def _transformer_config(model: LlamaConfig, sequence_parallel: bool) -> TransformerConfig:
-    # Pipeline size stays 1 here: cutting the list of layers is DeepSpeed's part.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return TransformerConfig(
-            num_layers=model.num_layers,
-            hidden_size=model.hidden_size,
-            ffn_hidden_size=model.ffn_hidden_size,
-            num_attention_heads=model.num_attention_heads,
-            num_query_groups=model.num_key_value_heads,
-            kv_channels=model.head_width,
-            layernorm_epsilon=model.rms_norm_eps,
-            normalization="RMSNorm",
-            activation_func=F.silu,
-            gated_linear_unit=True,
-            add_bias_linear=False,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            tensor_model_parallel_size=_tensor_size(),
-            sequence_parallel=sequence_parallel,
-            use_cpu_initialization=True,
-            perform_initialization=False,
-            gradient_accumulation_fusion=False,
-            bias_activation_fusion=True,  # keeps its input alone, and computes the gate again in the backward pass
-            bias_dropout_fusion=False,
-            masked_softmax_fusion=False,
-            apply_rope_fusion=False,
-        )
-
-
-def _block_spec(attention: str, *, recompute_attention: bool) -> ModuleSpec:
-    core_attention = ModuleSpec(module=PackedCoreAttention, params={"attention": attention, "recompute": recompute_attention})
-    submodules = SelfAttentionSubmodules(
-        linear_qkv=tensor_parallel.ColumnParallelLinear,
-        core_attention=core_attention,
-        linear_proj=tensor_parallel.RowParallelLinear,
-    )
-    mlp = MLPSubmodules(linear_fc1=tensor_parallel.ColumnParallelLinear, linear_fc2=tensor_parallel.RowParallelLinear)
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=BlockNorm,
-            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=BlockNorm,
-            mlp=ModuleSpec(module=MLP, submodules=mlp),
-            mlp_bda=get_bias_dropout_add,
-        ),
-    )
+@torch.no_grad()
+def load_parameters(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies `weights` to `module`'s parameters, which must bear these names; megatron-core and Transformer Engine have other state."""
+    parameters = dict(module.named_parameters())
+    if parameters.keys() != weights.keys():
+        raise AssertionError(f"parameters {sorted(parameters)}, weights {sorted(weights)}")
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
 
 
 def _table_rows(model: LlamaConfig, vocabulary: Vocabulary, weights: Weights, names: tuple[str, str]) -> Iterator[Tensor]:
