@@ -128,6 +128,6 @@ def test_more_processes_than_key_value_heads_are_refused_with_what_is_legal(name
     settings = {"run_dir": "r", "ids": "i", "text_tokenizer": "t", "total_steps": 1, "global_batch_size": 1, "micro_batch_size": 1}
     settings |= {"model": RELEASED[name]}
     build(PretrainConfig, settings | {"parallel": {"tensor_parallel_size": 8}})
-    sentence = r"model\.num_key_value_heads 8 can't be shared out to .*tensor_parallel_size 16 .* that divides 8"
+    sentence = r"model\.num_key_value_heads 8 can't be shared out to .*tensor_parallel_size 16 .* to 8, which divides"
     with pytest.raises(UserError, match=sentence):
         build(PretrainConfig, settings | {"parallel": {"tensor_parallel_size": 16}})
