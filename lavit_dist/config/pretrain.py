@@ -105,7 +105,7 @@ class PretrainConfig:
     """Hugging Face LLaMA folder whose weights the run starts from: a text model, or an earlier run's export; None draws them anew."""
     new_rows: NewRows | None = None
     """How rows that init_from lacks, those of [IMG], [/IMG] and codes, begin; None is `projected` where visual_tokenizer is given, which
-    learns fastest (benchmarks/new_rows.md), and `normal`, the second, elsewhere."""
+    learns fastest (benchmarks/new_rows.md), and `normal`, the second, elsewhere. Ignored, with a warning, where init_from is an export."""
     parameters: ParametersConfig = ParametersConfig()
     model: LlamaConfig = LlamaConfig()
     parallel: ParallelConfig = ParallelConfig()
