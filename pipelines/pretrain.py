@@ -50,7 +50,8 @@ def run(config: PretrainConfig) -> None:
         check_layout(newest.folder, layout, config.parallel.zero_stage)
     batches = open_batches(config)
     rows = batches.rows
-    source = llama_source(config, rows.vocabulary, rows.manifest.encoding.visual_tokenizer)
+    # A checkpoint replaces every weight that a run starts with: init_from may have moved since.
+    source = llama_source(config, rows.vocabulary, rows.manifest.encoding.visual_tokenizer) if newest is None else None
     frozen_names(config.model, config.parameters.freeze)
     layout.check_vocabulary(batches.rows.vocabulary)
 
