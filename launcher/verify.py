@@ -10,7 +10,8 @@ python launcher/verify.py hf FOLDER [--tensor N] [--pipeline N]
     loads the Hugging Face LLaMA in FOLDER into N x N processes of its own and compares logits of random packed documents with those
     of transformers' LlamaForCausalLM, which reads each document alone: at most 1e-4 apart, in fp32. Holds the model twice
 
-Exit code 0: all equal. 1: something differs, or is missing. 2: FOLDER is no such folder, or can't be cut so.
+Exit code 0: all equal. 1: something differs, or is missing. 2: FOLDER is no such folder, or can't be cut so, there are fewer
+GPUs than processes, or a process failed: the sentence names it and what it said last.
 """
 
 import argparse

@@ -11,6 +11,7 @@ from lavit_dist.checkpoint.llama_state import check_layout
 from lavit_dist.checkpoint.official import tokenizer_digest
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.data.image_tokens import mixed_tokenizer
 from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.rows import GlobalBatches, RowDataset
 from lavit_dist.data.text_tokenizer import TextTokenizer
@@ -49,7 +50,8 @@ def run(config: PretrainConfig) -> None:
         check_layout(newest.folder, layout, config.parallel.zero_stage)
     batches = open_batches(config)
     rows = batches.rows
-    source = llama_source(config, rows.vocabulary, rows.manifest.encoding.visual_tokenizer)
+    # A checkpoint replaces every weight that a run starts with: init_from may have moved since.
+    source = llama_source(config, rows.vocabulary, rows.manifest.encoding.visual_tokenizer) if newest is None else None
     frozen_names(config.model, config.parameters.freeze)
     layout.check_vocabulary(batches.rows.vocabulary)
 
@@ -70,14 +72,20 @@ def run(config: PretrainConfig) -> None:
 
 
 def open_batches(config: PretrainConfig) -> GlobalBatches:
-    """The training rows, after the checks that the ids are those of this run's tokenizers. Rank 0 makes those that read large files."""
+    """The training rows, after the checks that the ids are those of this run's tokenizers, and that these suit an export.
+
+    Rank 0 makes the checks that take long.
+    """
     text_tokenizer = TextTokenizer.load(config.text_tokenizer)
     manifest = load_manifest(config.ids)
     visual = tokenizer_digest(config.visual_tokenizer) if config.visual_tokenizer and rank() == 0 else None
     manifest.check_tokenizers(visual_tokenizer=visual, text_tokenizer=text_tokenizer.digest)
+    vocabulary = Vocabulary(text_tokenizer.vocab_size, manifest.encoding.codebook_size)
+    if rank() == 0:
+        mixed_tokenizer(text_tokenizer.folder, vocabulary)  # the export makes it again: better refused now than after the last step
     rows = RowDataset(
         config.ids,
-        Vocabulary(text_tokenizer.vocab_size, manifest.encoding.codebook_size),
+        vocabulary,
         text_tokenizer.eos_id,
         config.seq_len,
         config.seed,

@@ -97,13 +97,13 @@ class LlamaFolder:
     def _open(self) -> list[TensorFile]:
         for whole in WHOLE_FILES:  # in the order in which transformers looks for them
             if (self.path / whole).exists():
-                return [TensorFile(self.path / whole)]
+                return [_open_mapped(self.path / whole)]
             index = self.path / f"{whole}.index.json"
             if index.exists():
                 names = sorted(set(read_json(index, RESTORE).get("weight_map", {}).values()))
                 absent = [name for name in names if not (self.path / name).is_file()]
                 check(bool(names) and not absent, f"{index} names files that are missing: {some(absent)}; {RESTORE}.")
-                return [TensorFile(self.path / name) for name in names]
+                return [_open_mapped(self.path / name) for name in names]
         raise UserError(
             f"{self.path} holds no weights: there is neither {' nor '.join(WHOLE_FILES)}, nor an index of several; name another folder."
         )
@@ -131,6 +131,17 @@ class LlamaFolder:
         for index in range(self.config.num_layers):
             shapes |= {block_name(index, name): shape for name, shape in block_shapes(self.config).items()}
         return shapes
+
+
+def _open_mapped(path: Path) -> TensorFile:
+    """The file, unless every tensor read of it would load it whole."""
+    file = TensorFile(path)
+    check(
+        file.mappable,
+        f"{path} has torch's format of before 1.6, of which nothing can be read without the rest; save the model again as safetensors, with"
+        " from_pretrained and save_pretrained of transformers.",
+    )
+    return file
 
 
 def _llama_config(settings: dict[str, Any], path: Path) -> LlamaConfig:

@@ -31,8 +31,13 @@ def llama_source(config: PretrainConfig, vocabulary: Vocabulary, digest: str) ->
     """What `config.init_from` gives a run over ids of the visual tokenizer `digest`; None without it."""
     if config.init_from is None:
         return None
+    folder = LlamaFolder(config.init_from)
+    if config.new_rows is not None and folder.vocabulary:
+        logger.warning(
+            "new_rows %s is ignored: init_from %s is an export, whose visual rows are read", config.new_rows, folder.path
+        )
     return LlamaSource(
-        LlamaFolder(config.init_from),
+        folder,
         config.model,
         vocabulary,
         new_rows=config.new_rows or ("projected" if config.visual_tokenizer else "normal"),

@@ -39,6 +39,8 @@ class TensorFile:
         """`wrappers` are keys beneath which a `.bin` of other people may hold its tensors."""
         self.path = path
         self.wrappers = wrappers
+        self.mappable = path.suffix == SAFETENSORS or zipfile.is_zipfile(path)
+        """Whether a part can be read without the rest: files of before torch 1.6 are no archives and are loaded whole each time."""
         if path.suffix == SAFETENSORS:
             with self._open_safetensors() as file:
                 slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dictionary)
@@ -75,7 +77,7 @@ class TensorFile:
 
     def damaged(self) -> list[str]:
         """Parts of a `.bin`, by their names in the archive, that don't have the checksum that they were written with."""
-        if self.path.suffix == SAFETENSORS or not zipfile.is_zipfile(self.path):
+        if self.path.suffix == SAFETENSORS or not self.mappable:
             return []
         with zipfile.ZipFile(self.path) as archive:
             name = archive.testzip()
@@ -107,9 +109,7 @@ class TensorFile:
 
     def _map_bin(self) -> dict[str, Tensor]:
         try:
-            # Files of before torch 1.6 are no archives and can't be mapped.
-            mapped = zipfile.is_zipfile(self.path)
-            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
+            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self.mappable)
         except Exception as error:  # torch raises all kinds of exceptions on what isn't its own
             raise UserError(f"{self.path} is not a file of plain tensors ({type(error).__name__}); replace it.") from error
         for wrapper in self.wrappers:

@@ -9,7 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.images import MAX_PIXELS
 from lavit_dist.config.model import PixelDecoderConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig, check_schedules
 from lavit_dist.errors import check
 
 
@@ -74,6 +74,7 @@ class TrainDecoderConfig:
             f"image_size {self.image_size} is not a multiple of {smallest}, which model.latent_factor and the number of"
             " model.block_out_channels ask for; choose a multiple.",
         )
+        check_schedules({"total_steps": (self.optimizer, self.total_steps)})
         check(0 <= self.condition_dropout < 1, f"condition_dropout {self.condition_dropout} must be at least 0 and below 1.")
         check(
             self.optimizer.name == "adamw" or self.zero_stage == 0,

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.parameters import NewRows, ParametersConfig
-from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig, check_schedules
 from lavit_dist.errors import check
 
 
@@ -106,7 +106,7 @@ class PretrainConfig:
     """Hugging Face LLaMA folder whose weights the run starts from: a text model, or an earlier run's export; None draws them anew."""
     new_rows: NewRows | None = None
     """How rows that init_from lacks, those of [IMG], [/IMG] and codes, begin; None is `projected` where visual_tokenizer is given, which
-    learns fastest (benchmarks/new_rows.md), and `normal`, the second, elsewhere."""
+    learns fastest (benchmarks/new_rows.md), and `normal`, the second, elsewhere. Ignored, with a warning, where init_from is an export."""
     parameters: ParametersConfig = ParametersConfig()
     model: LlamaConfig = LlamaConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -132,7 +132,8 @@ class PretrainConfig:
     z_loss: NonNegativeFloat = 0.0
     """Weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting (PaLM took 1e-4); 0 is none."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of the model; bf16 keeps master weights, gradients and optimizer state in fp32."""
+    """Arithmetic of the model; bf16 keeps master weights, gradients and optimizer state in fp32. The masters start from the initial
+    weights rounded to bf16, those of an fp32 init_from too: DeepSpeed casts the model before it copies them."""
     attention: Literal["torch", "transformer_engine"] = "torch"
     """Kernels of attention: torch's variable-length one on GPUs in half precision (elsewhere documents in batches of like length), or
     Transformer Engine's, which must be installed."""
@@ -147,6 +148,7 @@ class PretrainConfig:
     def _check_counts(self) -> None:
         for name in ("total_steps", "global_batch_size", "micro_batch_size", "seq_len"):
             check(getattr(self, name) >= 1, f"{name} {getattr(self, name)} must be at least 1.")
+        check_schedules({"total_steps": (self.optimizer, self.total_steps)})
         check(0 <= self.caption_dropout < 1, f"caption_dropout {self.caption_dropout} must lie in [0, 1).")
         check(
             self.seq_len <= self.model.max_position_embeddings,

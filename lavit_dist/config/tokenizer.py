@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from itertools import pairwise
 from typing import Annotated, Literal, get_args
 
@@ -12,7 +12,7 @@ from lavit_dist.config.base import Seed, config
 from lavit_dist.config.images import ImagesConfig
 from lavit_dist.config.model import CodebookConfig, MergerConfig, TokenizerDecoderConfig, VisionEncoderConfig, VisualTokenizerConfig
 from lavit_dist.config.tokenizer_health import TokenizerHealthConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig, Schedule
+from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig, Schedule, check_schedules
 from lavit_dist.errors import check
 
 Part = Literal["selector", "merger", "projection", "codebook", "decoder"]
@@ -166,6 +166,14 @@ class TrainTokenizerConfig:
         """Optimizer steps of all phases."""
         return sum(phase.steps for phase in self.schedule.values())
 
+    def optimizer_of(self, phase: PhaseConfig) -> OptimizerConfig:
+        """`optimizer` with what `phase` sets of its schedule."""
+        return replace(
+            self.optimizer,
+            schedule=phase.schedule or self.optimizer.schedule,
+            warmup_steps=self.optimizer.warmup_steps if phase.warmup_steps is None else phase.warmup_steps,
+        )
+
     def initialises_codebook(self, name: str) -> bool:
         """Whether phase `name` starts by setting the codebook from k-means."""
         phase = self.schedule[name]
@@ -186,12 +194,13 @@ class TrainTokenizerConfig:
                 set(phase.train) != {"codebook"} or self.codebook.learning == "gradient",
                 f"phases.{name}.train names the codebook alone, which no gradient moves; name another part too, such as the decoder.",
             )
-            warmup = self.optimizer.warmup_steps if phase.warmup_steps is None else phase.warmup_steps
+            warmup = self.optimizer_of(phase).warmup_steps
             check(
                 warmup < phase.steps,
                 f"phases.{name} has {phase.steps} steps, all of them in its warm-up of {warmup}; set phases.{name}.warmup_steps or"
                 " optimizer.warmup_steps below that.",
             )
+        check_schedules({f"phases.{name}.steps": (self.optimizer_of(phase), phase.steps) for name, phase in phases.items()})
         check(
             self.feature_folder is None or self.feature_disk_bytes > 0,
             "feature_folder is set, but feature_disk_bytes is 0, so nothing is kept there; give it bytes, or leave feature_folder out.",

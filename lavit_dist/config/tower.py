@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.images import MAX_PIXELS
 from lavit_dist.config.model import VisionEncoderConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
+from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig, check_schedules
 from lavit_dist.errors import check
 
 
@@ -60,3 +60,6 @@ class TrainTowerConfig:
     logging: LoggingConfig = LoggingConfig()
     num_threads: PositiveInt | None = None
     """CPU threads per process; None leaves torch's choice."""
+
+    def validate(self) -> None:
+        check_schedules({"total_steps": (self.optimizer, self.total_steps)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -12,6 +13,12 @@ from lavit_dist.errors import check
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Schedule = Literal["cosine", "wsd", "constant"]
 """What the learning rate does after the warm-up: falls by half a cosine; stays, then falls (warm-up, stable, decay); or stays."""
+DECAY_SETTINGS: dict[str, tuple[Schedule, ...]] = {
+    "min_learning_rate": ("cosine", "wsd"),
+    "decay_share": ("wsd",),
+    "decay_shape": ("wsd",),
+}
+"""Settings of the optimizer that only some schedules have a use for."""
 
 
 @config
@@ -32,7 +39,7 @@ class OptimizerConfig:
     muon_weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay of the matrices that Muon moves."""
     min_learning_rate: float = 0.0
-    """Learning rate at the last step."""
+    """Learning rate that the decay reaches after the last step, which itself is still a little above it."""
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up from zero."""
     schedule: Schedule = "cosine"
@@ -59,6 +66,36 @@ class OptimizerConfig:
         check(
             0 <= self.min_learning_rate <= self.learning_rate,
             f"optimizer.min_learning_rate {self.min_learning_rate} must lie between 0 and learning_rate {self.learning_rate}.",
+        )
+
+    def decay_start(self, total_steps: int) -> int:
+        """The first step, from 0, of the fall that the schedule of `total_steps` ends with; it is itself still at the peak."""
+        if self.schedule == "wsd":
+            return max(self.warmup_steps, total_steps - max(1, round(self.decay_share * total_steps)))
+        return self.warmup_steps
+
+
+def check_schedules(schedules: Mapping[str, tuple[OptimizerConfig, int]]) -> None:
+    """Checks the schedules of one run, which share min_learning_rate and decay_*: each is given by the setting of its steps, with them.
+
+    Raises `UserError` when a `wsd` never falls, or when no schedule has a use for a setting that was given.
+    """
+    for setting, (optimizer, steps) in schedules.items():
+        falling = max(0, steps - optimizer.decay_start(steps))
+        check(
+            optimizer.schedule != "wsd" or falling >= 2,
+            f"{setting} {steps} with optimizer.decay_share {optimizer.decay_share} and a warm-up of {optimizer.warmup_steps} leaves the"
+            f" schedule wsd fewer than 2 steps to fall in, the first of which is at the peak; raise {setting} or optimizer.decay_share,"
+            " or choose the schedule cosine.",
+        )
+    kinds = {optimizer.schedule for optimizer, _ in schedules.values()}
+    optimizer, _ = next(iter(schedules.values()))
+    for name, users in DECAY_SETTINGS.items():
+        given = getattr(optimizer, name)
+        check(
+            given == getattr(OptimizerConfig(), name) or not kinds.isdisjoint(users),
+            f"optimizer.{name} {given} has no meaning with the schedule {' or '.join(sorted(kinds))}; leave it out, or set"
+            f" optimizer.schedule to {' or '.join(users)}.",
         )
 
 

@@ -26,8 +26,8 @@ def image_tokens(vocabulary: Vocabulary) -> list[str]:
     return [IMAGE_START, IMAGE_END, *(f"<img_{code}>" for code in range(vocabulary.codebook_size))]
 
 
-def write_mixed_tokenizer(text_tokenizer: Path, folder: Path, vocabulary: Vocabulary) -> None:
-    """Writes the files of `text_tokenizer` to `folder`, and among them a tokenizer.json with the image tokens.
+def mixed_tokenizer(text_tokenizer: Path, vocabulary: Vocabulary) -> Tokenizer:
+    """The tokenizer in `text_tokenizer` with the image tokens; nothing is written.
 
     Raises `UserError` when the text tokenizer has another number of ids than `vocabulary`, or such tokens of its own.
     """
@@ -46,6 +46,12 @@ def write_mixed_tokenizer(text_tokenizer: Path, folder: Path, vocabulary: Vocabu
             f"The text tokenizer {text_tokenizer} gives {token} the id {tokenizer.token_to_id(token)} in place of {expected}; rename its"
             " own tokens of that kind.",
         )
+    return tokenizer
+
+
+def write_mixed_tokenizer(text_tokenizer: Path, folder: Path, vocabulary: Vocabulary) -> None:
+    """Writes the files of `text_tokenizer` to `folder`, and among them `mixed_tokenizer` as tokenizer.json; raises what that raises."""
+    tokenizer = mixed_tokenizer(text_tokenizer, vocabulary)
     copy_text_tokenizer(text_tokenizer, folder)
     path = folder / CONFIG_FILE
     settings = read_json(path, "restore it") if path.exists() else {}

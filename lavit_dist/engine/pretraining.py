@@ -71,6 +71,7 @@ class Pretraining:
             self.checks.check_state("At the start")
 
     def train_step(self, step: int) -> Mapping[str, float]:
+        """Takes step `step`; `learning_rate` in what it returns is the base rate, before the factors of parameters.learning_rate_scale."""
         start = time.perf_counter()
         micro_batches = self._micro_batches(step)
         data_wait = time.perf_counter() - start

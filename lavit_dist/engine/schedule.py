@@ -19,9 +19,7 @@ def learning_rate_factor(step: int, *, total_steps: int, optimizer: OptimizerCon
         return (step + 1) / optimizer.warmup_steps
     if optimizer.schedule == "constant":
         return 1.0
-    first = optimizer.warmup_steps
-    if optimizer.schedule == "wsd":
-        first = max(first, total_steps - max(1, round(optimizer.decay_share * total_steps)))
+    first = optimizer.decay_start(total_steps)
     progress = min(1.0, max(0, step - first) / max(1, total_steps - first))
     if optimizer.schedule == "cosine":
         height = 0.5 * (1 + math.cos(math.pi * progress))

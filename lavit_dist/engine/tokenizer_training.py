@@ -6,7 +6,6 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -216,11 +215,7 @@ class TokenizerTraining:
         self.model.decoder.unet_proj.requires_grad_(False)  # train_decoder trains it
         self.engine = DataParallelEngine(
             self.model,
-            optimizer=replace(
-                config.optimizer,
-                schedule=settings.schedule or config.optimizer.schedule,
-                warmup_steps=config.optimizer.warmup_steps if settings.warmup_steps is None else settings.warmup_steps,
-            ),
+            optimizer=config.optimizer_of(settings),
             total_steps=settings.steps,
             micro_batch_size=self.micro_batch_size,
             accumulation_steps=config.global_batch_size // world_size() // self.micro_batch_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from lavit_dist.checkpoint.llama_folder import LlamaFolder
 from lavit_dist.checkpoint.llama_source import LlamaSource
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch, lay_out
-from lavit_dist.errors import UserError
+from lavit_dist.errors import UserError, check
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.distributed import device, free_port, init_distributed
 from lavit_dist.parallel.lean_imports import import_megatron
@@ -77,18 +78,33 @@ def random_documents(vocabulary: Vocabulary, known_ids: int, seq_len: int) -> Mi
 
 
 def logits_in_layout(folder: Path, layout: Layout, vocabulary: Vocabulary, batch: MicroBatch) -> Tensor:
-    """The logits [row, position, id] of `batch`, by new processes that hold `folder` in `layout`."""
+    """The logits [row, position, id] of `batch`, by new processes that hold `folder` in `layout`.
+
+    Raises `UserError` when there are fewer GPUs than processes, or when a process fails: with what the first to fail said last.
+    """
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else layout.world_size
+    check(
+        devices >= layout.world_size,
+        f"tensor {layout.tensor_size} x pipeline {layout.pipe_size} takes {layout.world_size} GPUs, one for each process, but there are"
+        f" {devices}; ask for fewer processes, or set CUDA_VISIBLE_DEVICES to nothing to compare on CPUs.",
+    )
     with tempfile.TemporaryDirectory() as scratch:
         arguments = (layout, folder, vocabulary, (batch.tokens, batch.position_ids, batch.document_ids), free_port(), Path(scratch))
         try:
             multiprocessing.start_processes(_run_rank, arguments, layout.world_size, start_method="spawn")
-        except multiprocessing.ProcessExitedException:
-            said = sorted(Path(scratch).glob("error-*"))
-            if said:
-                raise UserError(said[0].read_text()) from None
-            raise
+        except multiprocessing.ProcessExitedException as error:
+            raise UserError(
+                _first_said(Path(scratch)) or f"The comparison failed: {error}; a process that is killed often lacked memory."
+            ) from None
         logits: Tensor = torch.load(Path(scratch) / "logits.pt", weights_only=True)
         return logits.transpose(0, 1)
+
+
+def _first_said(scratch: Path) -> str | None:
+    """What the first process that failed wrote, or None if it was killed; others fail for want of it. A mistake goes before a crash."""
+    said = sorted(scratch.glob("failed-*"), key=lambda path: path.stat().st_mtime_ns)
+    mistakes = sorted(scratch.glob("refused-*"))
+    return next((path.read_text() for path in (*mistakes, *said)), None)
 
 
 def _run_rank(
@@ -107,12 +123,16 @@ def _run_rank(
         import_megatron()
         init_model_parallel(layout)
         logits = _forward(rank, layout, folder, vocabulary, inputs)
+        if logits is not None and layout.coordinates(rank).tensor == 0:
+            torch.save(logits.cpu(), scratch / "logits.pt")
+        dist.barrier()
     except UserError as error:
-        (scratch / f"error-{rank}").write_text(str(error))
+        (scratch / f"refused-{rank}").write_text(str(error))
         raise SystemExit(1) from None
-    if logits is not None and layout.coordinates(rank).tensor == 0:
-        torch.save(logits.cpu(), scratch / "logits.pt")
-    dist.barrier()
+    except Exception as error:  # the parent tells one sentence, whatever it was
+        last_line = traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
+        (scratch / f"failed-{rank}").write_text(f"Rank {rank} of the comparison failed: {last_line}")
+        raise SystemExit(1) from None
     dist.destroy_process_group()
 
 

@@ -157,6 +157,15 @@ def test_a_missing_file_is_named(save_llama, tmp_path):
         LlamaFolder(tmp_path / "llama")
 
 
+def test_a_file_that_would_be_loaded_whole_for_every_tensor_is_refused(save_llama, tmp_path):
+    weights = save_llama(tmp_path, form="bin").state_dict()
+    torch.save(weights, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        UserError, match=r"pytorch_model\.bin has torch's format of before 1\.6, .* save the model again as safetensors"
+    ):
+        LlamaFolder(tmp_path)
+
+
 def test_numbers_that_are_not_finite_are_named(save_llama, tmp_path):
     save_llama(tmp_path)
     change_weights(tmp_path, {"model.norm.weight": torch.full((32,), torch.nan)})

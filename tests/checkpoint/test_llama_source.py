@@ -1,5 +1,6 @@
 """Initial weights from a folder: text rows as they are, visual rows read from an export of ours or made anew."""
 
+import dataclasses
 import json
 import logging
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from lavit_dist.checkpoint.llama_folder import LlamaFolder
-from lavit_dist.checkpoint.llama_source import LlamaSource
+from lavit_dist.checkpoint.llama_source import LlamaSource, llama_source
 from lavit_dist.checkpoint.official import save_visual_tokenizer
+from lavit_dist.config.base import build, to_dict
+from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.errors import UserError
 from lavit_dist.models.llama import EMBEDDING, HEAD, NEW_EMBEDDING, NEW_HEAD, block_name
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
@@ -58,6 +61,20 @@ def test_an_export_of_ours_brings_its_visual_rows(save_llama, tmp_path, caplog):
     assert torch.equal(read(NEW_HEAD, (CODES + 2, WIDTH)), weights[HEAD][TEXT:])
     with pytest.raises(UserError, match="50 text ids and 8 codes in 60 rows, but this run has 50 and 9"):
         source(tmp_path, Vocabulary(TEXT, CODES + 1))
+
+
+def test_new_rows_beside_an_export_are_ignored_with_a_warning(save_llama, tmp_path, caplog):
+    save_llama(tmp_path, vocab_size=VOCABULARY.size)
+    (tmp_path / "lavit.json").write_text(json.dumps({"text_size": TEXT, "codebook_size": CODES}))
+    paths = {"run_dir": "run", "ids": "ids", "text_tokenizer": "text", "init_from": str(tmp_path)}
+    counts = {"total_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "seq_len": 64}
+    config = build(PretrainConfig, paths | counts | {"model": to_dict(LlamaFolder(tmp_path).config), "new_rows": "normal"})
+    with caplog.at_level(logging.WARNING):
+        llama_source(config, VOCABULARY, "digest")
+    assert "new_rows normal is ignored" in caplog.text
+    caplog.clear()
+    llama_source(dataclasses.replace(config, new_rows=None), VOCABULARY, "digest")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("method", ["normal", "mean_noise", "projected"])

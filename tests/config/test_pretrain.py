@@ -20,6 +20,24 @@ LEGAL: dict[str, Any] = {
 }
 REFUSALS = [
     (
+        {"optimizer": {"schedule": "wsd"}, "total_steps": 7},
+        "total_steps 7 with optimizer.decay_share 0.2 and a warm-up of 0 leaves the schedule wsd fewer than 2 steps to fall in, the first"
+        " of which is at the peak; raise total_steps or optimizer.decay_share, or choose the schedule cosine.",
+    ),
+    (
+        {"optimizer": {"schedule": "wsd", "warmup_steps": 99}, "total_steps": 100},
+        "total_steps 100 with optimizer.decay_share 0.2 and a warm-up of 99 leaves the schedule wsd fewer than 2 steps to fall in",
+    ),
+    (
+        {"optimizer": {"schedule": "constant", "min_learning_rate": 1e-5}},
+        "optimizer.min_learning_rate 1e-05 has no meaning with the schedule constant; leave it out, or set optimizer.schedule to cosine or"
+        " wsd.",
+    ),
+    (
+        {"optimizer": {"decay_shape": "linear"}},
+        "optimizer.decay_shape linear has no meaning with the schedule cosine; leave it out, or set optimizer.schedule to wsd.",
+    ),
+    (
         {"parallel": {"sequence_parallel": True}},
         "parallel.sequence_parallel shares the sequence out to tensor-parallel processes, but parallel.tensor_parallel_size is 1; set"
         " parallel.sequence_parallel to false, or parallel.tensor_parallel_size to 2 or more.",
@@ -102,6 +120,7 @@ def test_what_does_not_go_together_is_refused(changes: dict[str, Any], sentence:
         {"parallel": {"sequence_parallel": True, "tensor_parallel_size": 4, "pipeline_parallel_size": 2}},
         {"parallel": {"offload_optimizer": True, "offload_parameters": True, "zero_stage": 3}},
         {"activation_checkpointing": {"mode": "selective", "every": 4}, "compile": True},
+        {"optimizer": {"schedule": "wsd", "decay_shape": "linear", "min_learning_rate": 1e-5}, "total_steps": 8},
     ],
 )
 def test_what_goes_together_is_not(changes: dict[str, Any]) -> None:

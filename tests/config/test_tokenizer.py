@@ -39,6 +39,17 @@ def test_the_defaults_are_a_recipe_of_the_papers_length():
     assert [phase.quantize for phase in config.schedule.values()] == [False, True]
 
 
+def test_a_setting_of_the_decay_is_legal_where_a_phase_uses_it(load):
+    falling = {**ON, "schedule": "wsd"}
+    load({"free": FREE, "on": {**falling, "steps": 10}}, "optimizer.decay_shape=linear", "optimizer.schedule=constant")
+    with pytest.raises(UserError, match=r"optimizer\.decay_shape linear has no meaning with the schedule constant or cosine"):
+        load({"free": {**FREE, "schedule": "constant"}, "on": ON}, "optimizer.decay_shape=linear")
+    with pytest.raises(
+        UserError, match=r"phases\.on\.steps 7 with optimizer\.decay_share 0\.2 .* leaves the schedule wsd fewer than 2 steps"
+    ):
+        load({"free": FREE, "on": falling})
+
+
 @pytest.mark.parametrize(
     ("phases", "overrides", "expected"),
     [

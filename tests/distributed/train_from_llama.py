@@ -2,7 +2,8 @@
 
     train_from_llama.py CONFIG OUT
 
-OUT then holds before/ and after/, two Hugging Face folders, and metrics.json; or refused.txt, if the settings were refused.
+OUT then holds before/, after/ and resumed/, three Hugging Face folders, the last of a second start, without `init_from`, from the
+checkpoint of after/; and metrics.json; or refused.txt, if the settings were refused.
 """
 
 import json
@@ -37,9 +38,10 @@ def main(config_path: str, out: Path) -> None:
         (out / "refused.txt").write_text(str(error))
         return
     store = CheckpointStore(out / "checkpoints")
+    resumed: Pretraining | None = None
 
     def export(step: int, name: str) -> None:
-        store.save(step, training.save)
+        store.save(step, (resumed or training).save)
         if rank() == 0:
             export_hf(store.step_folder(step), out / name, config.text_tokenizer)
         barrier()
@@ -47,6 +49,9 @@ def main(config_path: str, out: Path) -> None:
     export(0, "before")
     metrics = [training.train_step(step) for step in range(config.total_steps)]
     export(config.total_steps, "after")
+    resumed = Pretraining(config, layout, batches)
+    resumed.load(store.step_folder(config.total_steps))
+    export(config.total_steps, "resumed")
     if rank() == 0:
         (out / "metrics.json").write_text(json.dumps([dict(step) for step in metrics]))
 

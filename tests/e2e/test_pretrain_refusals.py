@@ -1,6 +1,7 @@
 """What a user can get wrong in pretraining: one sentence, exit code 2, and nothing begun."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from lavit_dist.config.base import build
 from lavit_dist.config.command_line import WRONG_CONFIG, run_entry_point
 from lavit_dist.config.model import LlamaConfig, VisualTokenizerConfig
 from lavit_dist.config.pretrain import PretrainConfig
-from lavit_dist.data.text_tokenizer import train_text_tokenizer
+from lavit_dist.data.image_tokens import write_mixed_tokenizer
+from lavit_dist.data.text_tokenizer import TextTokenizer, train_text_tokenizer
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
+from lavit_dist.models.vocabulary import Vocabulary
 from pipelines.pretrain import run
 
 REFUSALS = {
@@ -94,6 +97,24 @@ def test_ids_of_another_text_tokenizer(pretrain_settings, tmp_path: Path, monkey
     train_text_tokenizer(["another text altogether"], 280, tmp_path / "another")
     said = refused(pretrain_settings, tmp_path, 1, [f"text_tokenizer={tmp_path}/another"], monkeypatch, capfd)
     assert "were made with the text_tokenizer" in said
+
+
+def test_a_text_tokenizer_that_no_export_could_have(pretrain_settings, tmp_path: Path, monkeypatch, capfd) -> None:
+    text = TextTokenizer.load(pretrain_settings["text_tokenizer"])
+    taken = with_image_tokens(text, tmp_path / "taken")
+    shutil.copytree(pretrain_settings["ids"], tmp_path / "ids")
+    manifest = tmp_path / "ids" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(text.digest, taken.digest))
+    overrides = [f"text_tokenizer={taken.folder}", f"ids={tmp_path}/ids"]
+    said = refused(pretrain_settings, tmp_path, 1, overrides, monkeypatch, capfd)
+    assert f"gives [IMG] the id {text.vocab_size} in place of {taken.vocab_size}" in said
+    assert not (tmp_path / "run").exists()
+
+
+def with_image_tokens(text: TextTokenizer, folder: Path) -> TextTokenizer:
+    """A text tokenizer that has [IMG] already."""
+    write_mixed_tokenizer(text.folder, folder, Vocabulary(text.vocab_size, 2))
+    return TextTokenizer.load(folder)
 
 
 def test_ids_of_another_visual_tokenizer(pretrain_settings, tmp_path: Path, monkeypatch, capfd) -> None:

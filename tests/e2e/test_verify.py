@@ -8,7 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lavit_dist.checkpoint.llama_folder import LlamaFolder
 from lavit_dist.errors import UserError
+from lavit_dist.evaluation import llama_check
+from lavit_dist.parallel.topology import Layout
 from pipelines import verify
 
 
@@ -75,6 +78,31 @@ def test_a_llama_that_cannot_be_cut_so_ends_with_code_2(repo_root, tmp_path, lay
     result = run(repo_root, "hf", tmp_path, *layout)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A small LLaMA of 60 ids, its stand-in vocabulary, and documents of it."""
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    vocabulary = llama_check.llama_vocabulary(LlamaFolder(tmp_path))
+    return tmp_path, vocabulary, llama_check.random_documents(vocabulary, 60, 64)
+
+
+def test_a_process_that_fails_is_named_with_what_it_said(llama):
+    folder, vocabulary, batch = llama
+    wrong = batch._replace(position_ids=batch.position_ids[:, :3])
+    with pytest.raises(UserError, match=r"^Rank [01] of the comparison failed: \w+Error: .*$"):
+        llama_check.logits_in_layout(folder, Layout(2, 1, 1), vocabulary, wrong)
+
+
+def test_fewer_gpus_than_processes_are_refused(llama, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="tensor 2 x pipeline 2 takes 4 GPUs, one for each process, but there are 1;"):
+        llama_check.logits_in_layout(llama[0], Layout(2, 2, 1), *llama[1:])
 
 
 def test_a_folder_without_a_llama_ends_with_code_2(repo_root, tmp_path):
