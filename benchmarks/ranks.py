@@ -12,7 +12,6 @@ from pathlib import Path
 
 from lavit_dist.parallel.distributed import free_port
 
-
 POLL_SECONDS = 0.1
 
 
@@ -37,7 +36,8 @@ def run_ranks(program: str | Path, world_size: int, *arguments: str, timeout: fl
         finally:
             for rank in ranks:
                 rank.kill()
-        if any([rank.wait() for rank in ranks]):
+        codes = [rank.wait() for rank in ranks]
+        if any(codes):
             for output in said:
                 output.seek(0)
             raise SystemExit("\n".join(f"rank {number}: {output.read()}" for number, output in enumerate(said)))

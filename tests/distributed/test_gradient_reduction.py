@@ -42,7 +42,9 @@ def alone(train: Train) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("setting", SHARED, ids=lambda setting: setting.name)
-def test_data_parallel_ranks_get_the_gradients_of_one_process(setting: Setting, train: Train, alone: list[dict[str, float]]) -> None:
+def test_data_parallel_ranks_get_the_gradients_of_one_process(
+    setting: Setting, train: Train, alone: list[dict[str, float]]
+) -> None:
     """Micro-batches of one row are computed alike, to the last bit, and their gradients are added up in fp32."""
     assert abs(alone[0]["grad_norm"] / alone[1]["grad_norm"] - 1) > 1e-4  # another batch would be seen
     together = train(setting)
