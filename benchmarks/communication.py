@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from lavit_rows import LavitBatches
 from ranks import run_ranks
+from tables import tell
 
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ParallelConfig, PretrainConfig
@@ -173,12 +174,7 @@ def main() -> None:
     if arguments.rank_of:
         count_on_this_rank(arguments.rank_of, arguments.folder)
         return
-    lines = []
-    for line in report(arguments.layouts):
-        print(line, flush=True)
-        lines.append(line)
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    tell(report(arguments.layouts), arguments.output)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from lavit_rows import LavitBatches
 from ranks import run_ranks
+from tables import tell
 
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ParallelConfig, PretrainConfig
@@ -184,12 +185,7 @@ def main() -> None:
     if arguments.rank_of:
         time_this_stage(*arguments.rank_of, arguments.folder)
         return
-    lines = []
-    for line in report(arguments):
-        print(line, flush=True)
-        lines.append(line)
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    tell(report(arguments), arguments.output)
 
 
 if __name__ == "__main__":

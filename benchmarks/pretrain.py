@@ -22,6 +22,7 @@ from typing import Any
 
 from lavit_rows import LavitBatches
 from pretrain_sides import SIDES
+from tables import tell
 from tokenizer_inference import machine
 
 from lavit_dist.config.model import LlamaConfig
@@ -156,12 +157,7 @@ def main() -> None:
     if arguments.side:
         work(arguments.side, pretrain_config(arguments, arguments.precision[0]), arguments.threads == 1)
         return
-    lines = []
-    for line in report(arguments):
-        print(line, flush=True)
-        lines.append(line)
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    tell(report(arguments), arguments.output)
 
 
 if __name__ == "__main__":

@@ -35,13 +35,12 @@ def ours(config: PretrainConfig, batches: LavitBatches) -> Step:
 
 
 def hf_padded(config: PretrainConfig, batches: LavitBatches) -> Step:
-    """transformers' LLaMA on documents padded to the longest of their batch; as many documents in a batch as a micro-batch of rows has."""
+    """transformers' LLaMA on documents padded to the longest of their forward pass, which takes the documents that one of ours takes."""
     model, optimizer = _hf_model(config, batches.rows.vocabulary)
-    forwards = config.global_batch_size // config.micro_batch_size
-    documents = batches.documents
     inputs = []
-    for indices in torch.arange(len(documents)).tensor_split(forwards):
-        chosen = [torch.from_numpy(documents[index]) for index in indices]
+    for start in range(0, config.global_batch_size, config.micro_batch_size):
+        rows = batches.row_documents[start : start + config.micro_batch_size]
+        chosen = [torch.from_numpy(document) for row in rows for document in row]
         tokens = nn.utils.rnn.pad_sequence(chosen, batch_first=True)
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(document) for document in chosen], batch_first=True)
         inputs.append({"input_ids": tokens, "attention_mask": mask, "labels": tokens.masked_fill(mask == 0, IGNORED)})

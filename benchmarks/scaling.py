@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from communication import VOCABULARY, measure, pretrain_config
 from lavit_rows import LAVIT, LavitBatches
+from tables import tell
 
 from lavit_dist.config.base import load_config
 from lavit_dist.config.pretrain import PretrainConfig
@@ -169,12 +170,7 @@ def main() -> None:
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, help="write the tables there, too")
     arguments = parser.parse_args()
-    lines = []
-    for line in report(arguments):
-        print(line, flush=True)
-        lines.append(line)
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    tell(report(arguments), arguments.output)
 
 
 if __name__ == "__main__":

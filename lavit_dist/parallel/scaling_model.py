@@ -70,6 +70,24 @@ class StepTime(NamedTuple):
         return sum(self)
 
 
+class StageMemory(NamedTuple):
+    """Bytes that a rank of one pipeline stage holds."""
+
+    state: float
+    """Weights, fp32 gradients and optimizer state."""
+    activations: float
+    """Of the micro-batches in flight."""
+    head: float
+    """fp32 gradients of the head's rows, which the loss makes in the forward pass and keeps for the backward pass."""
+    reduced: float
+    """ZeRO-1's part of the summed gradients, before it takes their place (`lavit_dist.engine.gradient_reduction`)."""
+
+    @property
+    def working(self) -> float:
+        """All but the state."""
+        return self.activations + self.head + self.reduced
+
+
 def step_time(sizes: StepSizes, layout: Layout, stages: Sequence[Stage], machine: Machine, mean_context: float) -> StepTime:
     """A step of a layout whose pipeline stages are `stages`; a token attends to `mean_context` positions.
 
@@ -93,22 +111,31 @@ def step_time(sizes: StepSizes, layout: Layout, stages: Sequence[Stage], machine
 
 
 def memory_bytes(sizes: StepSizes, layout: Layout, stages: Sequence[Stage]) -> float:
-    """Peak memory of the fullest rank: weights, fp32 gradients, optimizer state, and activations of the micro-batches in flight.
+    """Peak memory of the fullest rank."""
+    return max(stage.state + stage.working for stage in stage_memory(sizes, layout, stages))
 
-    Stage p of P holds P - p of them. Gradients are whole up to stage 1 of ZeRO. What the loss and buffers need isn't counted.
+
+def stage_memory(sizes: StepSizes, layout: Layout, stages: Sequence[Stage]) -> list[StageMemory]:
+    """Bytes on a rank of each stage. Stage p of P holds activations of P - p micro-batches. Gradients are whole up to stage 1 of ZeRO.
+
+    Activations and the reduced part are counted together, although they don't live at once: what an allocator keeps of the former, in
+    pieces, isn't the one piece that the latter needs. Communication buffers and the loss's logits aren't counted.
     """
-    width, fullest = sizes.model.hidden_size, 0.0
-    per_block = sizes.micro_batch_tokens * width * (REPLICATED_ACTIVATIONS + SHARED_ACTIVATIONS / layout.tensor_size)
+    model, tensor, data = sizes.model, layout.tensor_size, layout.data_size
+    per_block = sizes.micro_batch_tokens * model.hidden_size * (REPLICATED_ACTIVATIONS + SHARED_ACTIVATIONS / tensor)
+    found = []
     for number, stage in enumerate(stages):
-        weights = rank_weights(sizes, layout.tensor_size, stage)
-        state = weights * (
-            sizes.element_bytes / (layout.data_size if sizes.zero_stage == 3 else 1)
-            + GRADIENT_BYTES / (layout.data_size if sizes.zero_stage >= 2 else 1)
+        weights = rank_weights(sizes, tensor, stage)
+        per_weight = (
+            sizes.element_bytes / (data if sizes.zero_stage == 3 else 1)
+            + GRADIENT_BYTES / (data if sizes.zero_stage >= 2 else 1)
             + OPTIMIZER_BYTES / _shared_over(sizes, layout)
         )
         in_flight = min(len(stages) - number, sizes.micro_batches)
-        fullest = max(fullest, state + in_flight * stage.blocks * per_block)
-    return fullest
+        head = stage.is_last * GRADIENT_BYTES * sizes.vocabulary_size * model.hidden_size / tensor
+        reduced = GRADIENT_BYTES * weights / data if sizes.zero_stage == 1 and data > 1 else 0.0
+        found.append(StageMemory(weights * per_weight, in_flight * stage.blocks * per_block, head, reduced))
+    return found
 
 
 def stage_flops(sizes: StepSizes, stage: Stage, mean_context: float) -> float:

@@ -24,6 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption(ALL_LAYOUTS, default=False) and config.getoption("numprocesses", default=None):
+        raise pytest.UsageError(
+            f"{ALL_LAYOUTS} collects all differences in one process to write docs/layouts.md: run it without -n."
+        )
+
+
 @pytest.fixture(scope="session")
 def all_layouts(request: pytest.FixtureRequest) -> bool:
     """Whether every layout is asked for. The option is there only where pytest was given this folder."""

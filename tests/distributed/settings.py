@@ -116,6 +116,9 @@ SELECTION = [
     Setting(data=2, zero=2, offload="optimizer"),
     Setting(tensor=2, pipeline=2, sequence_parallel=True, checkpointing="full", resumes=True),
     Setting(tensor=2, data=2, zero=3, resumes=True),
+    Setting(data=2, precision="bf16"),
+    Setting(pipeline=2, data=2, precision="bf16"),
+    Setting(tensor=2, data=2, zero=2, sequence_parallel=True, checkpointing="full", precision="bf16"),
 ]
 """What the tests cover without --all-layouts: every value of every setting, and the engines that the settings meet in."""
 

@@ -6,8 +6,8 @@ import pytest
 
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.models.llama import training_flops
-from lavit_dist.parallel.communication_cost import Stage, StepSizes
-from lavit_dist.parallel.scaling_model import Machine, memory_bytes, stage_flops, step_time
+from lavit_dist.parallel.communication_cost import Stage, StepSizes, rank_weights
+from lavit_dist.parallel.scaling_model import Machine, memory_bytes, stage_flops, stage_memory, step_time
 from lavit_dist.parallel.topology import Layout
 
 MODEL = LlamaConfig(hidden_size=64, num_layers=4, num_attention_heads=4, num_key_value_heads=4, ffn_hidden_size=128)
@@ -44,3 +44,18 @@ def test_sharing_out_more_takes_less_memory():
     by_stage = [memory_bytes(replace(SIZES, zero_stage=stage), Layout(1, 1, 8), WHOLE) for stage in range(4)]
     assert by_stage == sorted(by_stage, reverse=True)
     assert len(set(by_stage)) == 4
+
+
+def test_memory_of_a_rank_is_what_its_parts_add_up_to():
+    (stage,) = stage_memory(SIZES, Layout(1, 1, 8), WHOLE)
+    weights = rank_weights(SIZES, 1, WHOLE[0])
+    assert stage.state == pytest.approx((2 + 4 + 12 / 8) * weights)
+    assert stage.reduced == pytest.approx(4 / 8 * weights)
+    assert stage.head == 4 * 256 * 64
+    assert memory_bytes(SIZES, Layout(1, 1, 8), WHOLE) == stage.state + stage.activations + stage.head + stage.reduced
+
+
+def test_only_last_stages_hold_the_heads_gradients_and_nothing_is_reduced_alone():
+    stages = stage_memory(SIZES, Layout(1, 2, 1), [Stage(2, True, False), Stage(2, False, True)])
+    assert [stage.head > 0 for stage in stages] == [False, True]
+    assert not any(stage.reduced for stage in stages)
