@@ -1,5 +1,6 @@
 """`launcher/verify.py`: a table of differences, and the exit code that tells a script."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def llama(tmp_path):
 
 def test_a_process_that_fails_is_named_with_what_it_said(llama):
     folder, vocabulary, batch = llama
-    wrong = batch._replace(position_ids=batch.position_ids[:, :3])
+    wrong = dataclasses.replace(batch, position_ids=batch.position_ids[:, :3])
     with pytest.raises(UserError, match=r"^Rank [01] of the comparison failed: \w+Error: .*$"):
         llama_check.logits_in_layout(folder, Layout(2, 1, 1), vocabulary, wrong)
 
