@@ -158,18 +158,12 @@ def _one_process(config: PretrainConfig) -> Layout:
 def _hf_model(config: PretrainConfig, vocabulary: Vocabulary) -> tuple[Any, Optimizer]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from lavit_dist.checkpoint.hf import hf_config
+
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    llama = config.model
     hf = LlamaConfig(
-        vocab_size=vocabulary.size,
-        hidden_size=llama.hidden_size,
-        intermediate_size=llama.ffn_hidden_size,
-        num_hidden_layers=llama.num_layers,
-        num_attention_heads=llama.num_attention_heads,
-        num_key_value_heads=llama.num_key_value_heads,
-        max_position_embeddings=llama.max_position_embeddings,
-        rms_norm_eps=llama.rms_norm_eps,
+        **hf_config(config.model, vocabulary.size),
         use_cache=False,
         attn_implementation="sdpa",
     )

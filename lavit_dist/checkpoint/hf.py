@@ -35,7 +35,7 @@ def export_hf(checkpoint: Path, folder: Path, text_tokenizer: str | Path) -> Non
     write_mixed_tokenizer(text, folder, Vocabulary(facts.text_size, facts.codebook_size))
     copy_text_tokenizer(text, folder / TEXT_TOKENIZER)
     _write_weights(checkpoint, folder)
-    (folder / "config.json").write_text(json.dumps(_hf_config(facts), indent=2))
+    (folder / "config.json").write_text(json.dumps(_described(facts), indent=2))
     meaning = {name: getattr(facts, name) for name in ("text_size", "codebook_size", "eos_id", "visual_tokenizer_digest")}
     (folder / LAVIT).write_text(json.dumps(meaning, indent=2))
 
@@ -62,12 +62,10 @@ def _write_weights(checkpoint: Path, folder: Path) -> None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def _hf_config(facts: CheckpointFacts) -> dict[str, Any]:
-    model = facts.model
+def hf_config(model: LlamaConfig, vocabulary_size: int) -> dict[str, Any]:
+    """The sizes of `model` under the names of transformers' `LlamaConfig`."""
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": Vocabulary(facts.text_size, facts.codebook_size).size,
+        "vocab_size": vocabulary_size,
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_hidden_size,
         "num_hidden_layers": model.num_layers,
@@ -82,6 +80,14 @@ def _hf_config(facts: CheckpointFacts) -> dict[str, Any]:
         "mlp_bias": False,
         "initializer_range": model.init_std,
         "tie_word_embeddings": False,
+    }
+
+
+def _described(facts: CheckpointFacts) -> dict[str, Any]:
+    """config.json of a checkpoint's export."""
+    return hf_config(facts.model, Vocabulary(facts.text_size, facts.codebook_size).size) | {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
         "bos_token_id": None,
         "eos_token_id": facts.eos_id,
         "pad_token_id": None,

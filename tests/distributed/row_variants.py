@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,16 @@ KEPT_OF_ODD_ROWS = 10
 """One of so many tokens stays supervised."""
 
 
-class WholeBatches:
+class WholeBatches(ABC):
     """The interface of `GlobalBatches` over global batches that `whole` makes; row r goes to data rank r % data_size, as there."""
 
     def __init__(self, packed: GlobalBatches) -> None:
         self.packed = packed
         self.rows = packed.rows
 
+    @abstractmethod
     def whole(self, step: int) -> MicroBatch:
-        raise NotImplementedError
+        """All rows of the global batch."""
 
     def micro_batches(self, step: int, data_rank: int, data_size: int, micro_batch_size: int) -> list[MicroBatch]:
         whole = [getattr(self.whole(step), field.name)[data_rank::data_size] for field in dataclasses.fields(MicroBatch)]

@@ -12,7 +12,7 @@ from lavit_dist.errors import UserError
 from lavit_dist.parallel.lean_imports import import_megatron
 
 import_megatron()
-from lavit_dist.engine.checks import _digest  # noqa: E402
+from lavit_dist.engine.checks import _digest  # noqa: E402 (import_megatron comes before all that names megatron)
 
 REQUIRED = ["run_dir=r", "ids=i", "text_tokenizer=t", "total_steps=1", "global_batch_size=1", "micro_batch_size=1"]
 

@@ -7,20 +7,9 @@ import torch
 from transformers import LlamaConfig as HfLlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from lavit_dist.checkpoint.hf import _hf_config
-from lavit_dist.checkpoint.llama_state import CheckpointFacts
+from lavit_dist.checkpoint.hf import hf_config
 from lavit_dist.config.model import LlamaConfig, RopeScalingConfig
 from lavit_dist.models.llama import block_parameters, rotary_angles, rotary_frequencies, training_flops
-
-FACTS = {
-    "precision": "fp32",
-    "text_size": 1,
-    "codebook_size": 1,
-    "eos_id": 0,
-    "visual_tokenizer_digest": "",
-    "layout": {},
-    "data": {},
-}
 
 
 def test_angles_begin_anew_with_each_document() -> None:
@@ -43,8 +32,7 @@ def test_angles_begin_anew_with_each_document() -> None:
 )
 def test_frequencies_are_those_of_hugging_face(scaling) -> None:
     model = LlamaConfig(head_dim=64, rope_theta=500000.0, rope_scaling=scaling)
-    settings = _hf_config(CheckpointFacts(**FACTS, model=model))
-    theirs = LlamaRotaryEmbedding(HfLlamaConfig(**settings)).inv_freq
+    theirs = LlamaRotaryEmbedding(HfLlamaConfig(**hf_config(model, 1))).inv_freq
     torch.testing.assert_close(rotary_frequencies(model), theirs, rtol=1e-6, atol=0)
 
 
