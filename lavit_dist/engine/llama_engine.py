@@ -50,7 +50,7 @@ class LlamaPipeline(PipelineModule):
 class PlainLlama(nn.Sequential):
     """All layers in one module, under the names that a pipeline gives them."""
 
-    def forward(self, inputs: tuple[Tensor, Tensor, Tensor], targets: Targets) -> Tensor:  # type: ignore[override]
+    def forward(self, inputs: tuple[Tensor, Tensor, Tensor], targets: Targets) -> Tensor:  # type: ignore[override] # a Sequential's takes one input
         return cast("Tensor", cast("Head", self[-1]).projection(super().forward(inputs), targets))
 
 
