@@ -2,9 +2,9 @@
 
     python benchmarks/communication.py [--layouts t2p2z1 d4z2 ...] [--output benchmarks/communication.md]
 
-A layout is written as its sizes: t tensor, p pipeline, d data, z ZeRO stage, s1 sequence parallel; bf16, but fp32 at
-stage 0. Each runs on as many gloo
-processes of this machine; the second step is counted. The least is `lavit_dist.parallel.communication_cost`'s.
+A layout is written as its sizes: t tensor, p pipeline, d data, z ZeRO stage, s1 sequence parallel,
+s2 the same with gather_twice; bf16, but fp32 at stage 0. Each runs on as many gloo processes of this machine; the second step is
+counted. The least is `lavit_dist.parallel.communication_cost`'s.
 """
 
 import argparse
@@ -36,7 +36,7 @@ MODEL = LlamaConfig(
 )
 MICRO_BATCHES = 2
 LAYOUTS = (
-    *("t2z1", "t2z1s1", "p2z1", "d2z0", "d2z1", "d2z2", "d2z3"),
+    *("t2z1", "t2z1s1", "t2z1s2", "p2z1", "d2z0", "d2z1", "d2z2", "d2z3"),
     *("t2p2z1", "t2d2z1", "t2d2z3", "p2d2z0", "p2d2z1", "p4z1", "d4z1", "d4z2", "d4z3"),
     *("t2p2d2z1", "t4d2z2", "d8z1"),
 )
@@ -72,6 +72,7 @@ def pretrain_config(name: str) -> tuple[PretrainConfig, Layout]:
             pipeline_parallel_size=layout.pipe_size,
             zero_stage=sizes["z"],
             sequence_parallel="s" in sizes,
+            gather_twice=sizes.get("s") == 2,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=0, schedule="constant"),
         total_steps=2,
@@ -147,7 +148,7 @@ def report(names: list[str]) -> Iterator[str]:
         counted = measure(name)
         cells = [
             layout.world_size,
-            f"{layout.tensor_size}{', sequence' if config.parallel.sequence_parallel else ''}",
+            f"{layout.tensor_size}{_sequence(config.parallel)}",
             layout.pipe_size,
             layout.data_size,
             config.parallel.zero_stage,
@@ -157,6 +158,10 @@ def report(names: list[str]) -> Iterator[str]:
         operations = sorted({operation.strip("_") for axis in Traffic._fields for operation in counted.sent.get(axis, {})})
         cells += [f"{counted.by_axis('several') / 1e6:.3f}", f"{counted.ratio:.3f}", ", ".join(operations)]
         yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _sequence(parallel: ParallelConfig) -> str:
+    return ", sequence, gathered twice" if parallel.gather_twice else ", sequence" if parallel.sequence_parallel else ""
 
 
 def axis_cell(counted: Counted, axis: str) -> str:

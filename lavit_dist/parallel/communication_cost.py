@@ -17,6 +17,8 @@ from lavit_dist.parallel.topology import Layout
 
 GRADIENT_BYTES = 4
 """Gradients are accumulated and reduced in fp32."""
+REUSE_DISTANCE = 10**9
+"""Weights: DeepSpeed's `stage3_max_reuse_distance`, as it is unless set."""
 LOSS_NUMBERS = 2
 """fp32 per token that tensor-parallel ranks tell each other: the logarithm of their sum of exponentials, and the label's logit."""
 
@@ -100,14 +102,15 @@ def data_traffic(sizes: StepSizes, data_size: int, weights: int) -> float:
 
     Stage 0 all-reduces gradients. Stage 1 reduce-scatters them and gathers the updated weights: with both in fp32, as much.
     Stage 2 keeps no whole gradients, and so reduce-scatters those of every micro-batch. Stage 3 keeps no whole weights either, and
-    gathers them in the forward and the backward pass of every micro-batch instead of after the update.
+    instead of after the update gathers them in the forward pass of every micro-batch, and in its backward pass those again that
+    DeepSpeed let go because more than `REUSE_DISTANCE` others were wanted in between.
     """
     gradients, gathered = GRADIENT_BYTES * weights, sizes.element_bytes * weights
     by_stage = {
         0: 2 * gradients,
         1: gradients + gathered,
         2: sizes.micro_batches * gradients + gathered,
-        3: sizes.micro_batches * (gradients + 2 * gathered),
+        3: sizes.micro_batches * (gradients + gathered + sizes.element_bytes * max(0, weights - REUSE_DISTANCE // 2)),
     }
     return _ring(data_size) * by_stage[sizes.zero_stage]
 

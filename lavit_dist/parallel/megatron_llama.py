@@ -105,13 +105,14 @@ class Block(nn.Module):
         weights: Weights,
         recompute: ActivationCheckpointingConfig,
         attention: str,
+        gather_twice: bool,
         compiled: bool,
     ) -> None:
         super().__init__()
         self.stage = stage
         mode = recompute.mode if recompute.recomputes(index) else "none"
         self.recomputed = mode == "full"
-        spec = block_spec(attention, recompute_attention=mode == "selective")
+        spec = block_spec(attention, recompute_attention=mode == "selective", gather_twice=gather_twice)
         self.layer = build_module(spec, config=config, layer_number=index + 1)
         if compiled:
             self.layer.compile()
@@ -164,19 +165,20 @@ def llama_layers(
     sequence_parallel: bool = False,
     recompute: ActivationCheckpointingConfig = KEEP_ACTIVATIONS,
     attention: str = "torch",
+    gather_twice: bool = False,
     compiled: bool = False,
     **loss: Any,
 ) -> list[LayerSpec]:
     """The embedding, the blocks and the head, in order, not yet built: a stage builds its own, and asks `weights` for them alone.
 
-    `attention` is the setting of that name. `compiled` blocks are compiled by torch, apart from their attention. `loss` are the
+    `attention` and `gather_twice` are the settings of those names. `compiled` blocks are compiled by torch, apart from their attention. `loss` are the
     arguments that `VocabularyProjection` takes by name. megatron-core's groups must exist.
     """
     config, stage = transformer_config(model, sequence_parallel), StageInputs(model)
     return [
         LayerSpec(Embedding, model, vocabulary, weights, sequence_parallel),
         *(
-            LayerSpec(Block, config, model, index, stage, weights, recompute, attention, compiled)
+            LayerSpec(Block, config, model, index, stage, weights, recompute, attention, gather_twice, compiled)
             for index in range(model.num_layers)
         ),
         LayerSpec(Head, model, vocabulary, weights, sequence_parallel, **loss),

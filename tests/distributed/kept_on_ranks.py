@@ -8,6 +8,7 @@ OUT then holds, by name, the bytes of rank 0's activations, and how many graphs 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +33,9 @@ def main(out: Path) -> None:
         for mode, every in (("none", 1), ("selective", 1), ("full", 2), ("full", 1)):
             recompute = ActivationCheckpointingConfig(mode=mode, every=every)
             name = f"{mode} {every}" + (" sequence parallel" if sequence_parallel else "")
-            found[name] = kept(sequence_parallel, recompute, compiled=False)
-    kept(False, ActivationCheckpointingConfig(), compiled=True)
+            found[name] = kept(sequence_parallel=sequence_parallel, recompute=recompute)
+    found["none 1 sequence parallel, gather twice"] = kept(sequence_parallel=True, gather_twice=True)
+    kept(compiled=True)
     from torch._dynamo.utils import counters
 
     found["compiled"] = counters["stats"]["unique_graphs"]
@@ -41,7 +43,7 @@ def main(out: Path) -> None:
         out.write_text(json.dumps(found))
 
 
-def kept(sequence_parallel: bool, recompute: ActivationCheckpointingConfig, compiled: bool) -> int:
+def kept(*, sequence_parallel: bool = False, compiled: bool = False, **options: Any) -> int:
     """Bytes of the tensors that the blocks save for the backward pass, weights not counted; compiled, of one block alone."""
     from lavit_dist.parallel.megatron_llama import llama_layers, random_weights
 
@@ -50,8 +52,8 @@ def kept(sequence_parallel: bool, recompute: ActivationCheckpointingConfig, comp
         Vocabulary(62, 64),
         random_weights(MODEL, 0),
         sequence_parallel=sequence_parallel,
-        recompute=recompute,
         compiled=compiled,
+        **options,
     )
     blocks = [layer.build() for layer in (layers[1:2] if compiled else layers[1:-1])]
     weights = {weight.untyped_storage().data_ptr() for block in blocks for weight in block.parameters()}

@@ -52,6 +52,8 @@ def render(differences: Mapping[Setting, Difference], notes: str) -> str:
 def _column(setting: Setting) -> str:
     if setting.precision == "bf16":
         return "bf16"
+    if setting.gather_twice:
+        return "gathered twice"
     if setting.compiled:
         return "compiled"
     if setting.offload:

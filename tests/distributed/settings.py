@@ -19,6 +19,7 @@ class Setting:
     data: int = 1
     zero: int = 1
     sequence_parallel: bool = False
+    gather_twice: bool = False
     checkpointing: str = "none"
     precision: str = "fp32"
     rows: str = PACKED
@@ -38,7 +39,8 @@ class Setting:
     @property
     def name(self) -> str:
         extras = [self.precision if self.precision != "fp32" else "", self.rows if self.rows != PACKED else ""]
-        extras += ["sequence parallel" if self.sequence_parallel else "", f"offload {self.offload}" if self.offload else ""]
+        extras += ["sequence parallel" if self.sequence_parallel else "", "gather twice" if self.gather_twice else ""]
+        extras += [f"offload {self.offload}" if self.offload else ""]
         extras += [
             f"{self.checkpointing} recomputation" if self.checkpointing != "none" else "",
             "compiled" if self.compiled else "",
@@ -58,6 +60,7 @@ class Setting:
                 "pipeline_parallel_size": self.pipeline,
                 "zero_stage": self.zero,
                 "sequence_parallel": self.sequence_parallel,
+                "gather_twice": self.gather_twice,
                 "offload_optimizer": bool(self.offload),
                 "offload_parameters": self.offload == "parameters",
             },
@@ -90,6 +93,8 @@ def _of_layout(tensor: int, pipeline: int, data: int) -> Iterator[Setting]:
             if zero == 1:
                 yield Setting(**here, rows=ONE_PER_ROW)
                 yield Setting(**here, rows=ONE_SIDED)
+                if sequence_parallel:
+                    yield Setting(**here, gather_twice=True)
                 if pipeline * data == 1 and tensor < 4:  # what is compiled doesn't depend on the others
                     yield Setting(**here, compiled=True)
         if zero > 0 and pipeline == 1:
@@ -119,6 +124,7 @@ SELECTION = [
     Setting(data=2, precision="bf16"),
     Setting(pipeline=2, data=2, precision="bf16"),
     Setting(tensor=2, data=2, zero=2, sequence_parallel=True, checkpointing="full", precision="bf16"),
+    Setting(tensor=2, sequence_parallel=True, gather_twice=True),
 ]
 """What the tests cover without --all-layouts: every value of every setting, and the engines that the settings meet in."""
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.kept_on_ranks import MODEL, SEQ_LEN
+
 RANKS = 2
 
 
@@ -28,6 +30,12 @@ def test_the_more_is_recomputed_the_less_is_kept(kept: dict[str, int], suffix: s
 
 def test_sequence_parallel_ranks_keep_shares(kept: dict[str, int]) -> None:
     assert kept["none 1 sequence parallel"] < 0.9 * kept["none 1"]
+
+
+def test_gathering_twice_keeps_shares_of_inputs_too(kept: dict[str, int]) -> None:
+    inputs = 2 * MODEL.num_layers * SEQ_LEN * MODEL.hidden_size * 4
+    more = kept["none 1 sequence parallel"] - kept["none 1 sequence parallel, gather twice"]
+    assert more >= inputs * (RANKS - 1) // RANKS
 
 
 def test_blocks_are_compiled_when_asked_to(kept: dict[str, int]) -> None:
