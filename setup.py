@@ -27,6 +27,7 @@ setup(
         "fsspec>=2026.1",
         "braceexpand>=0.1.7,<0.2",
         "filelock>=4,<5",
+        "numba>=0.66,<0.70",
         "numpy>=2.2,<3",
         "pillow>=12,<14",
         "omegaconf>=2.4,<3",

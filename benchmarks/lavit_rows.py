@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from packing import lavit_lengths
 
+from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.micro_batch import MicroBatch, lay_out
-from lavit_dist.data.rows import GlobalBatches
 from lavit_dist.models.vocabulary import Vocabulary
 
 LAVIT = Vocabulary(text_size=32_000, codebook_size=16_384)

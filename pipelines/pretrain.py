@@ -11,9 +11,10 @@ from lavit_dist.checkpoint.llama_state import check_layout
 from lavit_dist.checkpoint.official import tokenizer_digest
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.image_tokens import mixed_tokenizer
 from lavit_dist.data.manifest import load_manifest
-from lavit_dist.data.rows import GlobalBatches, RowDataset
+from lavit_dist.data.rows import RowDataset
 from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.engine.adamw import adamw_implementation
 from lavit_dist.engine.llama_parameters import frozen_names

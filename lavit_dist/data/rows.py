@@ -1,4 +1,4 @@
-"""Training rows of constant shape from an id set, and the global batches made of them.
+"""Training rows of constant shape from an id set.
 
 Everything here is a pure function of (fingerprint, seed, row number): there is no stream, no buffer and no rank in the state, so a run
 resumes exactly on any number of data-parallel ranks.
@@ -10,11 +10,9 @@ import bisect
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +20,6 @@ from numpy.typing import NDArray
 from lavit_dist.data.documents import DocumentTable, arrange, caption_dropped, text_first, to_tokens
 from lavit_dist.data.id_shard import IdShard
 from lavit_dist.data.manifest import load_manifest
-from lavit_dist.data.micro_batch import MicroBatch, lay_out
 from lavit_dist.data.order import BLOCK_DOCUMENTS, ROWS, block_documents, epoch_blocks, permutation
 from lavit_dist.data.packing import PACKER_VERSION, best_fit_decreasing
 from lavit_dist.errors import check
@@ -189,62 +186,3 @@ class RowDataset:
                 "%d of %d documents in %s are longer than seq_len %d (the longest has %d tokens) and are left out",
                 too_long, len(self.fits), folder, self.seq_len, longest,
             )  # fmt: skip
-
-
-class GlobalBatches:
-    """Step s trains on rows s*G to (s+1)*G of a `RowDataset`; row r of those goes to data rank r % data_size."""
-
-    def __init__(self, rows: RowDataset, global_batch_size: int) -> None:
-        self.rows = rows
-        self.global_batch_size = global_batch_size
-
-    def supervised_tokens(self, step: int) -> int:
-        """Tokens of the global batch that have a label."""
-        first = step * self.global_batch_size
-        return sum(self.rows.supervised_tokens(row) for row in range(first, first + self.global_batch_size))
-
-    def micro_batches(self, step: int, data_rank: int, data_size: int, micro_batch_size: int) -> list[MicroBatch]:
-        """The part of data rank `data_rank`, in rows of `micro_batch_size`. Raises `UserError` when it doesn't divide evenly."""
-        check(
-            self.global_batch_size % (data_size * micro_batch_size) == 0,
-            f"global_batch_size {self.global_batch_size} is not a multiple of data-parallel size {data_size} x micro_batch_size"
-            f" {micro_batch_size}; choose a multiple of {data_size * micro_batch_size}.",
-        )
-        first = step * self.global_batch_size
-        mine = range(first + data_rank, first + self.global_batch_size, data_size)
-        weight = 1.0 / self.supervised_tokens(step)
-        return [
-            lay_out(
-                [self.rows.row_tokens(row) for row in mine[start : start + micro_batch_size]],
-                vocabulary=self.rows.vocabulary,
-                eos_id=self.rows.eos_id,
-                seq_len=self.rows.seq_len,
-                weight=weight,
-            )
-            for start in range(0, len(mine), micro_batch_size)
-        ]
-
-    def state(self, step: int) -> dict[str, Any]:
-        """Where step `step` begins. Nothing in it depends on ranks."""
-        row = step * self.global_batch_size
-        return {
-            "fingerprint": self.rows.manifest.fingerprint,
-            "plan_digest": self.rows.plan_digest,
-            "seed": self.rows.seed,
-            "epoch": self.rows.locate(row)[0],
-            "rows_consumed": row,
-        }
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raises `UserError` when a run with this `state` trained on other data or rows than these."""
-        folder = self.rows.manifest.folder
-        check(
-            state["fingerprint"] == self.rows.manifest.fingerprint,
-            f"The checkpoint was trained on the id set {state['fingerprint'][:16]}, but {folder} is {self.rows.manifest.fingerprint[:16]};"
-            " give the set it was trained on, or start a new run.",
-        )
-        check(
-            state["plan_digest"] == self.rows.plan_digest,
-            f"The checkpoint's rows were packed from {folder} with another seed, seq_len, caption_dropout or version of the packer;"
-            " restore those settings, or start a new run.",
-        )

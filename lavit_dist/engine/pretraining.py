@@ -21,8 +21,8 @@ from lavit_dist.checkpoint.llama_state import (
     write_facts,
 )
 from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
-from lavit_dist.data.rows import GlobalBatches
 from lavit_dist.engine.checks import RankChecks
 from lavit_dist.engine.llama_engine import build_engine
 from lavit_dist.engine.schedule import learning_rate_factor

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
-from lavit_dist.data.rows import GlobalBatches, RowDataset
+from lavit_dist.data.rows import RowDataset
 from lavit_dist.errors import UserError
 from lavit_dist.models.vocabulary import Vocabulary
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.micro_batch import UNSUPERVISED_LABEL, MicroBatch, lay_out
-from lavit_dist.data.rows import GlobalBatches
 
 KEPT_OF_ODD_ROWS = 10
 """One of so many tokens stays supervised."""

@@ -20,7 +20,7 @@ from lavit_dist.checkpoint.hf import export_hf
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.base import build, load_config, to_dict
 from lavit_dist.config.pretrain import PretrainConfig
-from lavit_dist.data.rows import GlobalBatches
+from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.parallel.distributed import barrier, init_distributed, rank, world_size
 from lavit_dist.parallel.lean_imports import import_megatron
 from lavit_dist.parallel.topology import Layout, init_model_parallel

@@ -19,10 +19,11 @@ from lavit_dist.config.model import (
     VisionEncoderConfig,
     VisualTokenizerConfig,
 )
+from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.id_shard import IdShard
 from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.quarantine import read_quarantine
-from lavit_dist.data.rows import GlobalBatches, RowDataset
+from lavit_dist.data.rows import RowDataset
 from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.models.initialisation import initialise
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
