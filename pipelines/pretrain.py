@@ -92,5 +92,6 @@ def open_batches(config: PretrainConfig) -> GlobalBatches:
         config.seed,
         config.caption_dropout,
         verify=rank() == 0,
+        plans=Path(config.plan_cache or Path(config.run_dir) / "plans"),
     )
     return GlobalBatches(rows, config.global_batch_size)

@@ -133,6 +133,8 @@ class PretrainConfig:
     """Rows per optimizer step, over all processes."""
     micro_batch_size: int
     """Rows per forward pass of one process."""
+    plan_cache: str | None = None
+    """Folder that keeps packing plans, each named by all that decides it; None is RUN_DIR/plans. Runs over the same ids may share one."""
     seq_len: int = 2048
     """Tokens per row."""
     caption_dropout: float = 0.1

@@ -58,14 +58,6 @@ def epoch_blocks(
     return [np.array(block, np.int64) for block in blocks]
 
 
-def block_documents(
-    shards: NDArray[np.int64], shard_starts: NDArray[np.int64], seed: int, epoch: int, block: int
-) -> NDArray[np.int64]:
-    """The documents of a block in their shuffled order."""
-    documents = np.concatenate([np.arange(shard_starts[shard], shard_starts[shard + 1]) for shard in shards])
-    return documents[permutation(len(documents), seed, epoch, DOCUMENTS, block)]
-
-
 def _mix(values: UInt64Array) -> UInt64Array:
     """The splitmix64 step: add the golden ratio, then the finalizer of Steele et al. (2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)

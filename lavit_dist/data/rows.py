@@ -6,10 +6,10 @@ resumes exactly on any number of data-parallel ranks.
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,25 +17,43 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lavit_dist.data.documents import DocumentTable, arrange, caption_dropped, text_first, to_tokens
+from lavit_dist.data.documents import ShardDocuments, arrange, caption_dropped, text_first, to_tokens
+from lavit_dist.data.epoch_plan import EpochPlan, planned
 from lavit_dist.data.id_shard import IdShard
 from lavit_dist.data.manifest import load_manifest
-from lavit_dist.data.order import BLOCK_DOCUMENTS, ROWS, block_documents, epoch_blocks, permutation
-from lavit_dist.data.packing import PACKER_VERSION, best_fit_decreasing
-from lavit_dist.errors import check
+from lavit_dist.data.order import BLOCK_DOCUMENTS, DOCUMENTS, ROWS, epoch_blocks, permutation
+from lavit_dist.data.packing import PACKER_VERSION, pack
+from lavit_dist.errors import UserError, check
 from lavit_dist.models.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 CACHED_BLOCKS = 4
 """Packed blocks kept: a global batch touches one or two."""
+CACHED_EPOCHS = 2
+"""Epochs whose grouping into blocks is kept."""
+
+
+@dataclass(frozen=True)
+class BlockDocuments:
+    """The documents of a block that fit a row, in their shuffled order, as an epoch has them."""
+
+    documents: NDArray[np.int64]
+    """Numbers within the set."""
+    lengths: NDArray[np.int64]
+    """Tokens."""
+    text_leads: NDArray[np.bool_]
+    """Whether a pair is ordered [text, image]."""
+    drops_caption: NDArray[np.bool_]
+    """Whether a pair loses its text."""
 
 
 @dataclass(frozen=True)
 class PackedBlock:
-    """The rows of one block of one epoch."""
+    """The rows of one block of one epoch: `documents`, row after row."""
 
     documents: NDArray[np.int64]
-    """Documents row after row."""
+    text_leads: NDArray[np.bool_]
+    drops_caption: NDArray[np.bool_]
     row_starts: NDArray[np.int64]
     """Row r holds `documents[row_starts[r] : row_starts[r + 1]]`."""
     supervised: NDArray[np.int64]
@@ -63,8 +81,10 @@ class RowDataset:
         *,
         verify: bool = True,
         min_block_documents: int = BLOCK_DOCUMENTS,
+        plans: Path | None = None,
     ) -> None:
-        """Reads the manifest and the lengths; `verify` reads every shard to check its sha256 (one rank is enough).
+        """Reads the manifest and the plan of the first epoch, which is made if the folder `plans` doesn't hold it; `verify` reads
+        every shard to check its sha256 (one rank is enough).
 
         Raises `UserError` when the set is damaged, of another vocabulary, or has no document that fits a row.
         """
@@ -79,24 +99,26 @@ class RowDataset:
             self.manifest.check_files()
         self.vocabulary, self.eos_id, self.seq_len = vocabulary, eos_id, seq_len
         self.seed, self.caption_dropout, self.min_block_documents = seed, caption_dropout, min_block_documents
-        self.shards = [IdShard(self.manifest.folder / shard.name) for shard in self.manifest.shards]
-        self.table = DocumentTable.of(self.shards)
-        self.fits = self.table.full_lengths <= seq_len
-        self._check_lengths(folder)
-        self._block_names: list[tuple[int, int]] = []
-        self._row_ends: list[int] = []
-        self._blocks_of_epoch = lru_cache(maxsize=2)(self._group_blocks)
+        self.shards: Sequence[IdShard] = [IdShard(self.manifest.folder / shard.name) for shard in self.manifest.shards]
+        self.shard_starts = np.cumsum([0, *(shard.documents for shard in self.manifest.shards)])
+        self.plans = plans
+        self._epoch_starts = [0]
+        self._plans: list[EpochPlan] = []
+        self._row_ends: list[NDArray[np.int64]] = []
+        self._blocks_of_epoch = lru_cache(maxsize=CACHED_EPOCHS)(self._group_blocks)
         self.block = lru_cache(maxsize=CACHED_BLOCKS)(self._pack_block)
+        self._plan_epoch()
+        self._check_lengths(folder)
 
     @property
     def num_documents(self) -> int:
         """Documents of an epoch."""
-        return int(self.fits.sum())
+        return int(self._fitting.sum())
 
     @property
     def total_tokens(self) -> int:
         """Tokens of an epoch in which no caption is dropped, padding not counted."""
-        return int(self.table.full_lengths[self.fits].sum())
+        return int(self._fitting @ np.arange(len(self._fitting)))
 
     @property
     def plan_digest(self) -> str:
@@ -113,18 +135,19 @@ class RowDataset:
 
     def rows_before_epoch(self, epoch: int) -> int:
         """Rows of all epochs before `epoch`."""
-        while not self._block_names or self._block_names[-1][0] < epoch:
-            self._append_block()
-        first = bisect.bisect_left(self._block_names, (epoch, 0))
-        return self._row_ends[first - 1] if first else 0
+        while len(self._plans) < epoch:
+            self._plan_epoch()
+        return self._epoch_starts[epoch]
 
     def locate(self, row: int) -> tuple[int, int, int]:
         """(epoch, block, row within the block) of a row counted from the start of the run."""
-        while not self._row_ends or self._row_ends[-1] <= row:
-            self._append_block()
-        index = bisect.bisect_right(self._row_ends, row)
-        before = self._row_ends[index - 1] if index else 0
-        return (*self._block_names[index], row - before)
+        while self._epoch_starts[-1] <= row:
+            self._plan_epoch()
+        epoch = int(np.searchsorted(self._epoch_starts, row, side="right")) - 1
+        within = row - self._epoch_starts[epoch]
+        ends = self._row_ends[epoch]
+        block = int(np.searchsorted(ends, within, side="right"))
+        return epoch, block, within - (int(ends[block - 1]) if block else 0)
 
     def supervised_tokens(self, row: int) -> int:
         """Tokens of a row that have a label; known from lengths alone."""
@@ -139,50 +162,93 @@ class RowDataset:
 
     def row_tokens(self, row: int) -> list[NDArray[np.int64]]:
         """The tokens of each document of a row."""
-        epoch, documents = self.row_documents(row)
-        hashes = self.table.hashes[documents]
-        leads = text_first(hashes, self.seed, epoch)
-        drops = caption_dropped(hashes, self.seed, epoch, self.caption_dropout)
-        shard_of = np.searchsorted(self.table.shard_starts, documents, side="right") - 1
-        within = documents - self.table.shard_starts[shard_of]
-        tokens = []
-        for shard, index, text_leads, drop in zip(shard_of.tolist(), within.tolist(), leads.tolist(), drops.tolist(), strict=True):
-            segments = arrange(self.shards[shard].segments(index), text_leads=text_leads, drop_caption=drop)
-            tokens.append(to_tokens(segments, self.vocabulary, self.eos_id))
-        return tokens
+        epoch, block, index = self.locate(row)
+        packed = self.block(epoch, block)
+        these = slice(packed.row_starts[index], packed.row_starts[index + 1])
+        documents = packed.documents[these]
+        shard_of = np.searchsorted(self.shard_starts, documents, side="right") - 1
+        within = documents - self.shard_starts[shard_of]
+        places = zip(shard_of.tolist(), within.tolist(), strict=True)
+        choices = zip(packed.text_leads[these].tolist(), packed.drops_caption[these].tolist(), strict=True)
+        return [
+            to_tokens(
+                arrange(self.shards[shard].segments(document), text_leads=text_leads, drop_caption=drop),
+                self.vocabulary,
+                self.eos_id,
+            )
+            for (shard, document), (text_leads, drop) in zip(places, choices, strict=True)
+        ]
+
+    @property
+    def _fitting(self) -> NDArray[np.int64]:
+        return self._plans[0].lengths[: self.seq_len + 1]
 
     def _group_blocks(self, epoch: int) -> list[NDArray[np.int64]]:
-        return epoch_blocks(self.table.shard_starts, self.seed, epoch, self.min_block_documents)
+        return epoch_blocks(self.shard_starts, self.seed, epoch, self.min_block_documents)
+
+    def _plan_epoch(self) -> None:
+        epoch = len(self._plans)
+        path = self.plans / f"{self.plan_digest[:32]}-epoch{epoch}.json" if self.plans else None
+        plan = planned(path, len(self._blocks_of_epoch(epoch)), lambda block: self._plan_block(epoch, block))
+        self._plans.append(plan)
+        self._row_ends.append(np.cumsum(plan.rows))
+        self._epoch_starts.append(self._epoch_starts[-1] + plan.num_rows)
+
+    def _plan_block(self, epoch: int, block: int) -> EpochPlan:
+        documents, full_lengths = self._block_documents(epoch, block)
+        num_rows = int(pack(documents.lengths, self.seq_len).max(initial=-1)) + 1
+        return EpochPlan(np.array([num_rows]), np.bincount(full_lengths))
+
+    def _block_documents(self, epoch: int, block: int) -> tuple[BlockDocuments, NDArray[np.int64]]:
+        """The documents of a block, and the tokens with the caption of each, those that don't fit among them."""
+        shards = self._blocks_of_epoch(epoch)[block]
+        of = ShardDocuments.joined([ShardDocuments.of(self.shards[shard]) for shard in shards])
+        numbers = np.concatenate([np.arange(self.shard_starts[shard], self.shard_starts[shard + 1]) for shard in shards])
+        order = permutation(len(numbers), self.seed, epoch, DOCUMENTS, block)
+        order = order[of.full_lengths[order] <= self.seq_len]
+        hashes = of.hashes[order]
+        drops = caption_dropped(hashes, self.seed, epoch, self.caption_dropout)
+        documents = BlockDocuments(
+            documents=numbers[order],
+            lengths=np.where(drops, of.short_lengths[order], of.full_lengths[order]),
+            text_leads=text_first(hashes, self.seed, epoch),
+            drops_caption=drops,
+        )
+        return documents, of.full_lengths
 
     def _pack_block(self, epoch: int, block: int) -> PackedBlock:
-        shards = self._blocks_of_epoch(epoch)[block]
-        documents = block_documents(shards, self.table.shard_starts, self.seed, epoch, block)
-        documents = documents[self.fits[documents]]
-        lengths = self.table.lengths(documents, self.seed, epoch, self.caption_dropout)
-        row_of = best_fit_decreasing(lengths, self.seq_len)
+        of, _ = self._block_documents(epoch, block)
+        row_of = pack(of.lengths, self.seq_len)
         num_rows = int(row_of.max(initial=-1)) + 1
-        # Packing fills rows with documents of like length, one size after the other; their order must not show in training.
+        if num_rows != self._plans[epoch].rows[block]:
+            raise UserError(
+                f"Block {block} of epoch {epoch} of {self.manifest.folder} has {num_rows} rows, but its plan says"
+                f" {self._plans[epoch].rows[block]}: the shards or the plan in {self.plans} were changed since; restore the shards,"
+                " and remove that folder."
+            )
+        # The last rows hold what is left over; their order must not show in training.
         row_of = permutation(num_rows, self.seed, epoch, ROWS, block)[row_of]
         by_row = np.argsort(row_of, kind="stable")
         counts = np.bincount(row_of, minlength=num_rows)
-        supervised = np.bincount(row_of, weights=lengths - 1, minlength=num_rows).astype(np.int64)
-        return PackedBlock(documents[by_row], np.concatenate([[0], np.cumsum(counts)]), supervised)
-
-    def _append_block(self) -> None:
-        epoch, block = self._block_names[-1] if self._block_names else (0, -1)
-        following = (epoch, block + 1) if block + 1 < len(self._blocks_of_epoch(epoch)) else (epoch + 1, 0)
-        self._row_ends.append((self._row_ends[-1] if self._row_ends else 0) + self.block(*following).num_rows)
-        self._block_names.append(following)
+        supervised = np.bincount(row_of, weights=of.lengths - 1, minlength=num_rows).astype(np.int64)
+        return PackedBlock(
+            documents=of.documents[by_row],
+            text_leads=of.text_leads[by_row],
+            drops_caption=of.drops_caption[by_row],
+            row_starts=np.concatenate([[0], np.cumsum(counts)]),
+            supervised=supervised,
+        )
 
     def _check_lengths(self, folder: str | Path) -> None:
-        longest = int(self.table.full_lengths.max())
+        lengths = self._plans[0].lengths
+        longest = len(lengths) - 1
         check(
-            bool(self.fits.any()),
+            self.num_documents > 0,
             f"seq_len {self.seq_len} is too short for every document in {folder}; the longest needs {longest}.",
         )
-        too_long = len(self.fits) - self.num_documents
+        too_long = int(lengths.sum()) - self.num_documents
         if too_long:
             logger.warning(
                 "%d of %d documents in %s are longer than seq_len %d (the longest has %d tokens) and are left out",
-                too_long, len(self.fits), folder, self.seq_len, longest,
+                too_long, int(lengths.sum()), folder, self.seq_len, longest,
             )  # fmt: skip

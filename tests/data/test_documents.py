@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavit_dist.data.documents import DocumentTable, arrange, caption_dropped, text_first, to_tokens
+from lavit_dist.data.documents import ShardDocuments, arrange, caption_dropped, text_first, to_tokens
 from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, IdShard, write_id_shard
 from lavit_dist.models.vocabulary import Vocabulary
 
@@ -59,7 +59,7 @@ def test_the_table_knows_the_length_of_every_document(tmp_path_factory, document
     made = [IdDocument(str(index), 0, segments, b"", "", ("tar", 0, 0)) for index, segments in enumerate(documents)]
     write_id_shard(path, made, encoding=Encoding("v", "t", "p", "s", 50, 70), inputs=(), quarantined={})
     shard = IdShard(path)
-    table = DocumentTable.of([shard])
+    table = ShardDocuments.of(shard)
     for index in range(len(documents)):
         for drop, lengths in ((False, table.full_lengths), (True, table.short_lengths)):
             arranged = arrange(shard.segments(index), text_leads=False, drop_caption=drop)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lavit_dist.data.epoch_plan import EpochPlan
 from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
 from lavit_dist.data.rows import RowDataset
@@ -156,7 +157,7 @@ def test_rows_are_what_they_were(tmp_path, write_id_set):
     for row in range(rows.rows_before_epoch(2)):
         documents = [(len(document), bool(document[0] == VOCABULARY.image_start)) for document in rows.row_tokens(row)]
         plan.update(f"{rows.row_documents(row)[1].tolist()} {documents}\n".encode())
-    assert plan.hexdigest() == "2d9d7443603f0f594a0bf2e3c1898b152fe55e39d5ef0e27af4dc32953c8bdc1"
+    assert plan.hexdigest() == "20a37442e4603f7b10b6f5bc38e1ececc76c92da4e4147c4ad1211e4b57b51c9"
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"seq_len": 47}, {"caption_dropout": 0.2}, {"min_block_documents": 17}])
@@ -202,3 +203,41 @@ def test_a_damaged_shard_is_refused_before_training(tmp_path, write_id_set):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"shard-00003\.arrow is missing or damaged"):
         rows_of(tmp_path)
+
+
+def test_a_kept_plan_is_read_in_place_of_packing(folder, tmp_path, monkeypatch):
+    expected = rows_of(folder, plans=tmp_path)
+    before = [expected.rows_before_epoch(epoch) for epoch in range(3)]
+    monkeypatch.setattr(RowDataset, "_plan_block", lambda *_: pytest.fail("packed again"))
+    again = rows_of(folder, plans=tmp_path)
+    assert [again.rows_before_epoch(epoch) for epoch in range(3)] == before
+    assert [again.row_documents(row)[1].tolist() for row in range(9)] == [
+        expected.row_documents(row)[1].tolist() for row in range(9)
+    ]
+    assert (again.num_documents, again.total_tokens) == (expected.num_documents, expected.total_tokens)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content.replace(b"1", b"2", 1), lambda _: b""])
+def test_a_damaged_plan_is_made_again(folder, tmp_path, caplog, damage):
+    expected = rows_of(folder, plans=tmp_path).rows_before_epoch(1)
+    (path,) = tmp_path.glob("*.json")
+    path.write_bytes(damage(path.read_bytes()))
+    assert rows_of(folder, plans=tmp_path).rows_before_epoch(1) == expected
+    assert "is damaged" in caplog.text
+    assert EpochPlan.read(path) is not None
+
+
+def test_a_plan_of_other_shards_is_refused(folder, tmp_path):
+    rows = rows_of(folder, plans=tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    plan = EpochPlan.read(path)
+    EpochPlan(plan.rows + 1, plan.lengths).write(path)
+    with pytest.raises(UserError, match="the shards or the plan in"):
+        rows_of(folder, plans=tmp_path).row_tokens(0)
+    assert rows.row_tokens(0)
+
+
+def test_a_plan_that_can_not_be_kept_is_refused(folder, tmp_path):
+    (tmp_path / "plans").write_text("a file")
+    with pytest.raises(UserError, match="set plan_cache to a folder that can be written"):
+        rows_of(folder, plans=tmp_path / "plans")
