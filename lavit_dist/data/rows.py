@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lavit_dist.data.documents import ShardDocuments, arrange, caption_dropped, text_first, to_tokens
+from lavit_dist.data.document_tokens import write_tokens
+from lavit_dist.data.documents import ShardDocuments, caption_dropped, text_first
 from lavit_dist.data.epoch_plan import EpochPlan, planned
 from lavit_dist.data.id_shard import IdShard
 from lavit_dist.data.manifest import load_manifest
@@ -52,6 +53,7 @@ class PackedBlock:
     """The rows of one block of one epoch: `documents`, row after row."""
 
     documents: NDArray[np.int64]
+    lengths: NDArray[np.int64]
     text_leads: NDArray[np.bool_]
     drops_caption: NDArray[np.bool_]
     row_starts: NDArray[np.int64]
@@ -165,19 +167,24 @@ class RowDataset:
         epoch, block, index = self.locate(row)
         packed = self.block(epoch, block)
         these = slice(packed.row_starts[index], packed.row_starts[index + 1])
-        documents = packed.documents[these]
+        documents, lengths = packed.documents[these], packed.lengths[these]
+        starts = np.cumsum(lengths) - lengths
+        tokens = np.empty(lengths.sum(), np.int64)
         shard_of = np.searchsorted(self.shard_starts, documents, side="right") - 1
-        within = documents - self.shard_starts[shard_of]
-        places = zip(shard_of.tolist(), within.tolist(), strict=True)
-        choices = zip(packed.text_leads[these].tolist(), packed.drops_caption[these].tolist(), strict=True)
-        return [
-            to_tokens(
-                arrange(self.shards[shard].segments(document), text_leads=text_leads, drop_caption=drop),
-                self.vocabulary,
-                self.eos_id,
+        for shard in np.unique(shard_of).tolist():
+            here = shard_of == shard
+            write_tokens(
+                tokens,
+                starts[here],
+                lengths[here],
+                self.shards[shard],
+                documents[here] - self.shard_starts[shard],
+                text_leads=packed.text_leads[these][here],
+                drops_caption=packed.drops_caption[these][here],
+                vocabulary=self.vocabulary,
+                eos_id=self.eos_id,
             )
-            for (shard, document), (text_leads, drop) in zip(places, choices, strict=True)
-        ]
+        return [tokens[start : start + length] for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
 
     @property
     def _fitting(self) -> NDArray[np.int64]:
@@ -233,6 +240,7 @@ class RowDataset:
         supervised = np.bincount(row_of, weights=of.lengths - 1, minlength=num_rows).astype(np.int64)
         return PackedBlock(
             documents=of.documents[by_row],
+            lengths=of.lengths[by_row],
             text_leads=of.text_leads[by_row],
             drops_caption=of.drops_caption[by_row],
             row_starts=np.concatenate([[0], np.cumsum(counts)]),

@@ -1,23 +1,65 @@
-"""What an epoch makes of a document: a function of seed, epoch and document, and as long as the table says."""
+"""What an epoch makes of a document: a function of seed, epoch and document, and as long as packing thought."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavit_dist.data.documents import ShardDocuments, arrange, caption_dropped, text_first, to_tokens
+from lavit_dist.data.document_tokens import write_tokens
+from lavit_dist.data.documents import ShardDocuments, caption_dropped, text_first
 from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, IdShard, write_id_shard
 from lavit_dist.models.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(50, 70)
 EOS = 1
-CODES, CAPTION = np.array([3, 69], np.uint16), np.array([7, 8, 9], np.uint16)
-PAIR = [(IMAGE, CODES), (TEXT, CAPTION)]
+PAIR = [(IMAGE, [3, 69]), (TEXT, [7, 8, 9])]
 IMAGE_TOKENS = [50, 55, 121, 51]
+UNTOUCHED = -1
+SEGMENTS = st.lists(st.tuples(st.sampled_from([TEXT, IMAGE]), st.lists(st.integers(0, 49), max_size=6)), min_size=1, max_size=4)
+
+
+@pytest.fixture(scope="module")
+def shard_of(tmp_path_factory):
+    """`shard_of(documents, vocabulary)`: an id shard of documents that are lists of segments."""
+
+    def write(documents, vocabulary=VOCABULARY):
+        path = tmp_path_factory.mktemp("shard") / "shard-00000.arrow"
+        made = [IdDocument(str(index), 0, segments, b"", "", ("tar", 0, 0)) for index, segments in enumerate(documents)]
+        encoding = Encoding("v", "t", "p", "s", vocabulary.text_size, vocabulary.codebook_size)
+        write_id_shard(path, made, encoding=encoding, inputs=(), quarantined={})
+        return IdShard(path)
+
+    return write
+
+
+def tokens_of(shard, *, text_leads, drops_caption, vocabulary=VOCABULARY, lengths=None):
+    """The tokens of every document, each written apart from the others."""
+    table = ShardDocuments.of(shard)
+    text_leads, drops_caption = np.broadcast_to(text_leads, len(shard)), np.broadcast_to(drops_caption, len(shard))
+    if lengths is None:
+        lengths = np.where(drops_caption, table.short_lengths, table.full_lengths)
+    starts = np.cumsum(lengths + 1) - lengths
+    out = np.full(lengths.sum() + len(shard) + 1, UNTOUCHED)
+    write_tokens(
+        out,
+        starts,
+        lengths,
+        shard,
+        np.arange(len(shard)),
+        text_leads=text_leads.copy(),
+        drops_caption=drops_caption.copy(),
+        vocabulary=vocabulary,
+        eos_id=EOS,
+    )
+    between = np.ones(len(out), bool)
+    for start, length in zip(starts, lengths, strict=True):
+        between[start : start + length] = False
+    assert np.all(out[between] == UNTOUCHED)
+    return [out[start : start + length].tolist() for start, length in zip(starts, lengths, strict=True)]
 
 
 @pytest.mark.parametrize(
-    ("text_leads", "drop_caption", "expected"),
+    ("text_leads", "drops_caption", "expected"),
     [
         (False, False, [*IMAGE_TOKENS, 7, 8, 9, EOS]),
         (True, False, [7, 8, 9, *IMAGE_TOKENS, EOS]),
@@ -26,19 +68,56 @@ IMAGE_TOKENS = [50, 55, 121, 51]
     ],
 )
 @pytest.mark.parametrize("stored", [PAIR, PAIR[::-1]])
-def test_a_pair(stored, text_leads, drop_caption, expected):
-    arranged = arrange(stored, text_leads=text_leads, drop_caption=drop_caption)
-    assert to_tokens(arranged, VOCABULARY, EOS).tolist() == expected
+def test_a_pair(shard_of, stored, text_leads, drops_caption, expected):
+    assert tokens_of(shard_of([stored]), text_leads=text_leads, drops_caption=drops_caption) == [expected]
 
 
-@pytest.mark.parametrize("segments", [[(TEXT, CAPTION)], [(IMAGE, CODES)], [*PAIR, (TEXT, CAPTION)], [PAIR[0], PAIR[0]]])
-def test_other_documents_stay_as_they_are(segments):
-    assert arrange(segments, text_leads=True, drop_caption=True) == segments
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [
+        ([(TEXT, [7])], [7, EOS]),
+        ([PAIR[0]], [*IMAGE_TOKENS, EOS]),
+        ([*PAIR, (TEXT, [4])], [*IMAGE_TOKENS, 7, 8, 9, 4, EOS]),
+        ([PAIR[0], PAIR[0]], [*IMAGE_TOKENS, *IMAGE_TOKENS, EOS]),
+        ([(TEXT, [7]), (TEXT, [8])], [7, 8, EOS]),
+    ],
+)
+def test_other_documents_stay_as_they_are(shard_of, segments, expected):
+    assert tokens_of(shard_of([segments]), text_leads=True, drops_caption=True) == [expected]
 
 
-def test_codes_of_the_largest_codebook_do_not_wrap_around():
-    tokens = to_tokens([(IMAGE, np.array([65535], np.uint16))], Vocabulary(32000, 65536), EOS)
-    assert tokens.tolist() == [32000, 32002 + 65535, 32001, EOS]
+@pytest.mark.parametrize("codebook_size", [65536, 70000])
+def test_codes_of_the_largest_codebook_do_not_wrap_around(shard_of, codebook_size):
+    vocabulary = Vocabulary(32000, codebook_size)
+    shard = shard_of([[(IMAGE, [codebook_size - 1])]], vocabulary)
+    tokens = tokens_of(shard, text_leads=False, drops_caption=False, vocabulary=vocabulary)
+    assert tokens == [[32000, 32002 + codebook_size - 1, 32001, EOS]]
+
+
+@given(st.lists(st.tuples(SEGMENTS, st.booleans(), st.booleans()), min_size=1, max_size=8))
+def test_documents_of_any_segments_are_written_side_by_side(shard_of, documents):
+    segments, text_leads, drops_caption = zip(*documents, strict=True)
+    shard = shard_of(segments)
+    for found, *document in zip(
+        tokens_of(shard, text_leads=text_leads, drops_caption=drops_caption), *zip(*documents, strict=True), strict=True
+    ):
+        assert found == plain_tokens(*document)
+
+
+def plain_tokens(segments, text_leads, drops_caption):
+    if sorted(kind for kind, _ in segments) == [TEXT, IMAGE]:
+        segments = sorted(segments, key=lambda segment: (segment[0] == TEXT) != text_leads)
+        segments = [segment for segment in segments if not drops_caption or segment[0] == IMAGE]
+    tokens = []
+    for kind, ids in segments:
+        tokens += ids if kind == TEXT else [50, *(52 + code for code in ids), 51]
+    return [*tokens, EOS]
+
+
+def test_a_document_of_another_length_than_planned_is_not_written(shard_of):
+    shard = shard_of([PAIR, PAIR])
+    with pytest.raises(ValueError, match="document 1 of a shard does not have the 7 tokens"):
+        tokens_of(shard, text_leads=False, drops_caption=False, lengths=np.array([8, 7]))
 
 
 def test_half_of_the_pairs_lead_with_text_and_the_given_share_loses_its_caption():
@@ -48,19 +127,3 @@ def test_half_of_the_pairs_lead_with_text_and_the_given_share_loses_its_caption(
     assert dropped.mean() == pytest.approx(0.1, abs=0.005)
     assert text_first(hashes, 0, 0)[dropped].mean() == pytest.approx(0.5, abs=0.02)  # one choice says nothing of the other
     assert np.mean(text_first(hashes, 0, 0) == text_first(hashes, 0, 1)) == pytest.approx(0.5, abs=0.01)
-
-
-SEGMENTS = st.lists(st.tuples(st.sampled_from([TEXT, IMAGE]), st.lists(st.integers(0, 49), max_size=6)), min_size=1, max_size=4)
-
-
-@given(st.lists(SEGMENTS, min_size=1, max_size=6))
-def test_the_table_knows_the_length_of_every_document(tmp_path_factory, documents):
-    path = tmp_path_factory.mktemp("shard") / "shard-00000.arrow"
-    made = [IdDocument(str(index), 0, segments, b"", "", ("tar", 0, 0)) for index, segments in enumerate(documents)]
-    write_id_shard(path, made, encoding=Encoding("v", "t", "p", "s", 50, 70), inputs=(), quarantined={})
-    shard = IdShard(path)
-    table = ShardDocuments.of(shard)
-    for index in range(len(documents)):
-        for drop, lengths in ((False, table.full_lengths), (True, table.short_lengths)):
-            arranged = arrange(shard.segments(index), text_leads=False, drop_caption=drop)
-            assert len(to_tokens(arranged, VOCABULARY, EOS)) == lengths[index]
