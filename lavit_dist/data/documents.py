@@ -5,13 +5,13 @@ What is chosen for a document is a hash of (seed, epoch, document), so it doesn'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lavit_dist.data.id_shard import IMAGE, TEXT, IdShard
+from lavit_dist.data.id_shard import IMAGE, TEXT, IdShardHead
 from lavit_dist.data.order import CAPTION_DROPOUT, ORIENTATION, UInt64Array, fractions
 from lavit_dist.models.vocabulary import Vocabulary
 
@@ -33,14 +33,14 @@ class DocumentTable:
     """Shard i holds documents `shard_starts[i]` to `shard_starts[i + 1]`."""
 
     @classmethod
-    def of(cls, shards: Sequence[IdShard]) -> DocumentTable:
-        """The table of the documents in `shards`, in that order."""
-        lengths = [_lengths(shard) for shard in shards]
+    def of(cls, shards: Iterable[IdShardHead]) -> DocumentTable:
+        """The table of the documents in `shards`, in that order; it goes over them once and keeps none open."""
+        columns = [(shard.document_hash.copy(), *_lengths(shard)) for shard in shards]
         return cls(
-            hashes=np.concatenate([shard.document_hash for shard in shards]),
-            full_lengths=np.concatenate([full for full, _ in lengths]),
-            short_lengths=np.concatenate([short for _, short in lengths]),
-            shard_starts=np.cumsum([0, *map(len, shards)]),
+            hashes=np.concatenate([hashes for hashes, _, _ in columns]),
+            full_lengths=np.concatenate([full for _, full, _ in columns]),
+            short_lengths=np.concatenate([short for _, _, short in columns]),
+            shard_starts=np.cumsum([0, *(len(hashes) for hashes, _, _ in columns)]),
         )
 
     def lengths(self, documents: IntArray, seed: int, epoch: int, caption_dropout: float) -> NDArray[np.int64]:
@@ -80,13 +80,14 @@ def to_tokens(segments: list[Segment], vocabulary: Vocabulary, eos_id: int) -> N
     return np.concatenate([*pieces, [eos_id]])
 
 
-def _lengths(shard: IdShard) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _lengths(shard: IdShardHead) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens of each document with and without its caption."""
     segments = np.diff(shard.segment_starts)
     owner = np.repeat(np.arange(len(shard)), segments)
     image_of = shard.segment_kinds == IMAGE
     images = np.bincount(owner, weights=image_of, minlength=len(shard)).astype(np.int64)
     text_ids = np.bincount(owner, weights=shard.segment_lengths * ~image_of, minlength=len(shard)).astype(np.int64)
-    full = np.diff(shard.id_starts) + 2 * images + 1
+    ids = np.bincount(owner, weights=shard.segment_lengths, minlength=len(shard)).astype(np.int64)
+    full = ids + 2 * images + 1
     pair = (segments == 2) & (images == 1)
     return full, full - text_ids * pair

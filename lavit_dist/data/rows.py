@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.data.documents import DocumentTable, arrange, caption_dropped, text_first, to_tokens
-from lavit_dist.data.id_shard import IdShard
+from lavit_dist.data.id_shards import IdShards
 from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.order import BLOCK_DOCUMENTS, ROWS, block_documents, epoch_blocks, permutation
 from lavit_dist.data.packing import PACKER_VERSION, best_fit_decreasing
@@ -61,28 +62,34 @@ class RowDataset:
         seed: int,
         caption_dropout: float,
         *,
+        id_cache: IdCacheConfig | None = None,
         verify: bool = True,
         min_block_documents: int = BLOCK_DOCUMENTS,
     ) -> None:
-        """Reads the manifest and the lengths; `verify` reads every shard to check its sha256 (one rank is enough).
+        """Reads the manifest and the lengths; `verify` checks that every shard is there and the sha256 of local ones (one rank is enough).
+
+        `id_cache` says where shards are kept if `folder` is the URL of a store.
 
         Raises `UserError` when the set is damaged, of another vocabulary, or has no document that fits a row.
         """
-        self.manifest = load_manifest(folder)
+        id_cache = id_cache or IdCacheConfig()
+        self.manifest = load_manifest(folder, id_cache.storage_options)
         encoding = self.manifest.encoding
         check(
             (encoding.text_vocab_size, encoding.codebook_size) == (vocabulary.text_size, vocabulary.codebook_size),
             f"The ids in {folder} have {encoding.text_vocab_size} text ids and {encoding.codebook_size} codes, but this run has"
             f" {vocabulary.text_size} and {vocabulary.codebook_size}; give both the same text tokenizer and visual tokenizer.",
         )
+        self.shards = IdShards(self.manifest, id_cache)
         if verify:
-            self.manifest.check_files()
+            self.shards.check_sizes()
+            self.shards.check_digests()
         self.vocabulary, self.eos_id, self.seq_len = vocabulary, eos_id, seq_len
         self.seed, self.caption_dropout, self.min_block_documents = seed, caption_dropout, min_block_documents
-        self.shards = [IdShard(self.manifest.folder / shard.name) for shard in self.manifest.shards]
-        self.table = DocumentTable.of(self.shards)
+        self.table = DocumentTable.of(self.shards.heads())
         self.fits = self.table.full_lengths <= seq_len
         self._check_lengths(folder)
+        self._current: tuple[int, int] | None = None
         self._block_names: list[tuple[int, int]] = []
         self._row_ends: list[int] = []
         self._blocks_of_epoch = lru_cache(maxsize=2)(self._group_blocks)
@@ -140,6 +147,7 @@ class RowDataset:
     def row_tokens(self, row: int) -> list[NDArray[np.int64]]:
         """The tokens of each document of a row."""
         epoch, documents = self.row_documents(row)
+        self._look_ahead(row)
         hashes = self.table.hashes[documents]
         leads = text_first(hashes, self.seed, epoch)
         drops = caption_dropped(hashes, self.seed, epoch, self.caption_dropout)
@@ -150,6 +158,15 @@ class RowDataset:
             segments = arrange(self.shards[shard].segments(index), text_leads=text_leads, drop_caption=drop)
             tokens.append(to_tokens(segments, self.vocabulary, self.eos_id))
         return tokens
+
+    def _look_ahead(self, row: int) -> None:
+        """Has the shards of a block that is begun fetched, and those of the next."""
+        epoch, block, _ = self.locate(row)
+        if (epoch, block) != self._current:
+            self._current = epoch, block
+            blocks = self._blocks_of_epoch(epoch)
+            following = blocks[block + 1] if block + 1 < len(blocks) else self._blocks_of_epoch(epoch + 1)[0]
+            self.shards.prefetch([*blocks[block].tolist(), *following.tolist()])
 
     def _group_blocks(self, epoch: int) -> list[NDArray[np.int64]]:
         return epoch_blocks(self.table.shard_starts, self.seed, epoch, self.min_block_documents)
