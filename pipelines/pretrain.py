@@ -7,12 +7,13 @@ from pathlib import Path
 
 from lavit_dist.checkpoint.hf import export_hf
 from lavit_dist.checkpoint.llama_source import llama_source
-from lavit_dist.checkpoint.llama_state import check_layout
+from lavit_dist.checkpoint.llama_state import check_layout, read_facts
 from lavit_dist.checkpoint.official import tokenizer_digest
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.image_tokens import mixed_tokenizer
+from lavit_dist.data.kept_manifest import keep_manifest
 from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.data.text_tokenizer import TextTokenizer
@@ -51,6 +52,8 @@ def run(config: PretrainConfig) -> None:
         check_layout(newest.folder, layout, config.parallel.zero_stage)
     batches = open_batches(config)
     rows = batches.rows
+    if newest is not None:
+        batches.check_state(read_facts(newest.folder).data, folder.data)
     # A checkpoint replaces every weight that a run starts with: init_from may have moved since.
     source = llama_source(config, rows.vocabulary, rows.manifest.encoding.visual_tokenizer) if newest is None else None
     frozen_names(config.model, config.parameters.freeze)
@@ -62,6 +65,8 @@ def run(config: PretrainConfig) -> None:
     from lavit_dist.engine.pretraining import Pretraining
 
     folder.open(config)
+    if rank() == 0:
+        keep_manifest(folder.data, rows.manifest, config.id_cache.storage_options)
     run_training(
         Pretraining(config, layout, batches, source),
         total_steps=config.total_steps,
@@ -78,7 +83,7 @@ def open_batches(config: PretrainConfig) -> GlobalBatches:
     Rank 0 makes the checks that take long.
     """
     text_tokenizer = TextTokenizer.load(config.text_tokenizer)
-    manifest = load_manifest(config.ids)
+    manifest = load_manifest(config.ids, config.id_cache.storage_options)
     visual = tokenizer_digest(config.visual_tokenizer) if config.visual_tokenizer and rank() == 0 else None
     manifest.check_tokenizers(visual_tokenizer=visual, text_tokenizer=text_tokenizer.digest)
     vocabulary = Vocabulary(text_tokenizer.vocab_size, manifest.encoding.codebook_size)
@@ -91,7 +96,8 @@ def open_batches(config: PretrainConfig) -> GlobalBatches:
         config.seq_len,
         config.seed,
         config.caption_dropout,
+        id_cache=config.id_cache,
         verify=rank() == 0,
-        plans=Path(config.plan_cache or Path(config.run_dir) / "plans"),
+        plans=Path(config.plan_cache or RunFolder(config.run_dir).data),
     )
     return GlobalBatches(rows, config.global_batch_size)

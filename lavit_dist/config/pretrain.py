@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import NonNegativeFloat
 
 from lavit_dist.config.base import Seed, config
+from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.parameters import NewRows, ParametersConfig
 from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig, check_schedules
@@ -105,7 +106,10 @@ class PretrainConfig:
     run_dir: str
     """Folder of the run."""
     ids: str
-    """Folder of one split of an id set, as data_prep/pretokenize.py writes it (such as ids/train)."""
+    """One split of an id set, as data_prep/pretokenize.py writes it (such as ids/train): a folder, or a URL that fsspec can reach
+    (s3://bucket/ids/train)."""
+    id_cache: IdCacheConfig = IdCacheConfig()
+    """Where shards of ids are kept, if `ids` is the URL of a store."""
     text_tokenizer: str
     """Hugging Face tokenizer folder that the ids were made with."""
     visual_tokenizer: str | None = None
@@ -134,7 +138,7 @@ class PretrainConfig:
     micro_batch_size: int
     """Rows per forward pass of one process."""
     plan_cache: str | None = None
-    """Folder that keeps packing plans, each named by all that decides it; None is RUN_DIR/plans. Runs over the same ids may share one."""
+    """Folder that keeps packing plans, each named by all that decides it; None is RUN_DIR/data. Runs over the same ids may share one."""
     seq_len: int = 2048
     """Tokens per row."""
     caption_dropout: float = 0.1

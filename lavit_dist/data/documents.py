@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lavit_dist.data.id_shard import IMAGE, IdShard
+from lavit_dist.data.id_shard import IMAGE, IdShardHead
 from lavit_dist.data.order import CAPTION_DROPOUT, ORIENTATION, UInt64Array, fractions
 
 
@@ -27,14 +27,15 @@ class ShardDocuments:
     """Tokens without the caption; equal to `full_lengths` for what is not a pair and so never loses its text."""
 
     @classmethod
-    def of(cls, shard: IdShard) -> ShardDocuments:
+    def of(cls, shard: IdShardHead) -> ShardDocuments:
         """Those of one shard, in its order."""
         segments = np.diff(shard.segment_starts)
         owner = np.repeat(np.arange(len(shard)), segments)
         image_of = shard.segment_kinds == IMAGE
         images = np.bincount(owner, weights=image_of, minlength=len(shard)).astype(np.int64)
         text_ids = np.bincount(owner, weights=shard.segment_lengths * ~image_of, minlength=len(shard)).astype(np.int64)
-        full = np.diff(shard.id_starts) + 2 * images + 1
+        ids = np.bincount(owner, weights=shard.segment_lengths, minlength=len(shard)).astype(np.int64)
+        full = ids + 2 * images + 1
         pair = (segments == 2) & (images == 1)
         return cls(shard.document_hash, full, full - text_ids * pair)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from lavit_dist.data.kept_manifest import check_fingerprint
 from lavit_dist.data.micro_batch import MicroBatch, lay_out
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.errors import check
@@ -54,16 +56,14 @@ class GlobalBatches:
             "rows_consumed": row,
         }
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raises `UserError` when a run with this `state` trained on other data or rows than these."""
-        folder = self.rows.manifest.folder
-        check(
-            state["fingerprint"] == self.rows.manifest.fingerprint,
-            f"The checkpoint was trained on the id set {state['fingerprint'][:16]}, but {folder} is {self.rows.manifest.fingerprint[:16]};"
-            " give the set it was trained on, or start a new run.",
-        )
+    def check_state(self, state: Mapping[str, Any], kept: Path | None = None) -> None:
+        """Raises `UserError` when a run with this `state` trained on other data or rows than these.
+
+        It names the shards that differ where the folder `kept` has the manifest that the run was started with.
+        """
+        check_fingerprint(state["fingerprint"], self.rows.manifest, kept)
         check(
             state["plan_digest"] == self.rows.plan_digest,
-            f"The checkpoint's rows were packed from {folder} with another seed, seq_len, caption_dropout or version of the packer;"
+            f"The checkpoint's rows were packed from {self.rows.manifest.folder} with another seed, seq_len, caption_dropout or version of the packer;"
             " restore those settings, or start a new run.",
         )

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import mmap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,24 +154,43 @@ def is_intact(path: Path, record: ShardRecord) -> bool:
     return path.exists() and path.stat().st_size == record.size and sha256(path) == record.sha256
 
 
-class IdShard:
-    """A committed shard, memory-mapped: the columns that training needs, as arrays without a copy."""
+class IdShardHead:
+    """What packing needs to know of the documents of a shard, without their ids."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-            self._columns = {name: batch.column(name) for name in batch.schema.names}
-            self.document_hash: NDArray[np.uint64] = self._columns["document_hash"].to_numpy()
-            self.segment_kinds, self.segment_starts = self._lists("segment_kinds")
-            self.segment_lengths, _ = self._lists("segment_lengths")
-            self.ids, self.id_starts = self._lists("ids")
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise UserError(
-                f"The id shard {path} can't be read ({error}); remove it and run data_prep/pretokenize.py again."
-            ) from error
+    COLUMNS = ("document_hash", "segment_kinds", "segment_lengths")
+
+    def __init__(self, batch: Any) -> None:
+        """`batch` is the record batch of a shard, or one that has these columns alone."""
+        self._columns = {name: batch.column(name) for name in batch.schema.names}
+        self.document_hash: NDArray[np.uint64] = self._columns["document_hash"].to_numpy()
+        self.segment_kinds, self.segment_starts = self._lists("segment_kinds")
+        self.segment_lengths, _ = self._lists("segment_lengths")
+
+    @classmethod
+    def read(cls, file: Any, name: str) -> IdShardHead:
+        """Reads these columns alone out of an open shard. Raises `UserError` when it is none."""
+        with _readable(name):
+            fields = [place for place, field in enumerate(pa.ipc.open_file(file).schema) if field.name in cls.COLUMNS]
+            file.seek(0)
+            return cls(pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields)).get_batch(0))
 
     def __len__(self) -> int:
         return len(self.document_hash)
+
+    def _lists(self, name: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        column = self._columns[name]
+        return column.values.to_numpy(), column.offsets.to_numpy()
+
+
+class IdShard(IdShardHead):
+    """A committed shard, memory-mapped: the columns that training needs, as arrays without a copy."""
+
+    def __init__(self, path: Path, content: mmap.mmap | None = None) -> None:
+        """`content` is the file at `path` where the caller has mapped it already; the arrays keep it alive."""
+        with _readable(path):
+            source = pa.memory_map(str(path)) if content is None else pa.BufferReader(pa.py_buffer(content))
+            super().__init__(pa.ipc.open_file(source).get_batch(0))
+            self.ids, self.id_starts = self._lists("ids")
 
     def column(self, name: str) -> list[Any]:
         """A whole column as Python values, for looking at."""
@@ -186,9 +207,15 @@ class IdShard:
             start = end
         return segments
 
-    def _lists(self, name: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
-        column = self._columns[name]
-        return column.values.to_numpy(), column.offsets.to_numpy()
+
+@contextmanager
+def _readable(name: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise UserError(
+            f"The id shard {name} can't be read ({error}); remove it and run data_prep/pretokenize.py again."
+        ) from error
 
 
 def _schema(encoding: Encoding) -> Any:

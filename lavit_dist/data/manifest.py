@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lavit_dist.data.id_shard import Encoding, ShardRecord, is_intact
+from lavit_dist.data.id_folder import IdFolder
+from lavit_dist.data.id_shard import Encoding, ShardRecord
 from lavit_dist.errors import UserError
 from lavit_dist.files import write_atomically
 
@@ -23,7 +25,8 @@ FORMAT_VERSION = 1
 class Manifest:
     """The shards of a set, all encoded alike."""
 
-    folder: Path
+    folder: Path | str
+    """A local path, or a URL."""
     shards: tuple[ShardRecord, ...]
     fingerprint: str
     """Hexadecimal sha256 of the manifest file."""
@@ -44,15 +47,6 @@ class Manifest:
                     f" run data_prep/pretokenize.py with this tokenizer, or give this run the one that the ids were made with."
                 )
 
-    def check_files(self) -> None:
-        """Reads every shard and raises `UserError` naming the first that is missing or differs from its sha256."""
-        for shard in self.shards:
-            if not is_intact(self.folder / shard.name, shard):
-                raise UserError(
-                    f"The id shard {self.folder / shard.name} is missing or damaged (its sha256 differs from {MANIFEST});"
-                    " run data_prep/pretokenize.py again, which redoes such shards alone."
-                )
-
 
 def write_manifest(folder: Path, shards: Sequence[ShardRecord]) -> Manifest:
     """Commits the set that `shards` make up. Raises `UserError` when they weren't all encoded alike."""
@@ -63,17 +57,25 @@ def write_manifest(folder: Path, shards: Sequence[ShardRecord]) -> Manifest:
     return load_manifest(folder)
 
 
-def load_manifest(folder: str | Path) -> Manifest:
-    """Reads a set's manifest. Raises `UserError` when there is none, it can't be read, is empty, or mixes tokenizers."""
-    folder = Path(folder)
-    path = folder / MANIFEST
+def load_manifest(folder: str | Path, storage_options: Mapping[str, Any] | None = None) -> Manifest:
+    """Reads the manifest of the set in a local folder or at a URL, which fsspec opens with `storage_options`.
+
+    Raises `UserError` when there is none, it can't be read, is empty, or mixes tokenizers.
+    """
+    place = IdFolder.of(folder, storage_options or {})
     try:
-        content = path.read_bytes()
+        content = place.read(MANIFEST)
     except OSError:
         raise UserError(
-            f"{folder} holds no id set: {MANIFEST} is missing; give the folder of one split, such as ids/train,"
+            f"{place.name} holds no id set: {MANIFEST} is missing; give the folder of one split, such as ids/train,"
             " or finish it with data_prep/pretokenize.py."
         ) from None
+    return parse_manifest(content, place.name)
+
+
+def parse_manifest(content: bytes, folder: Path | str) -> Manifest:
+    """The manifest whose file holds `content`, of the set in `folder`. Raises `UserError` as `load_manifest` does."""
+    path = f"{folder}/{MANIFEST}"
     try:
         values = json.loads(content)
         if values["format_version"] != FORMAT_VERSION:
@@ -89,7 +91,7 @@ def load_manifest(folder: str | Path) -> Manifest:
     return Manifest(folder, shards, hashlib.sha256(content).hexdigest())
 
 
-def _check_encodings(folder: Path, shards: Sequence[ShardRecord]) -> None:
+def _check_encodings(folder: Path | str, shards: Sequence[ShardRecord]) -> None:
     first = shards[0]
     for shard in shards[1:]:
         for field in dataclasses.fields(Encoding):

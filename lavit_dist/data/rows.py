@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.data.document_tokens import write_tokens
 from lavit_dist.data.documents import ShardDocuments, caption_dropped, text_first
 from lavit_dist.data.epoch_plan import EpochPlan, planned
-from lavit_dist.data.id_shard import IdShard
+from lavit_dist.data.id_shard import IdShardHead
+from lavit_dist.data.id_shards import IdShards
 from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.order import BLOCK_DOCUMENTS, DOCUMENTS, ROWS, epoch_blocks, permutation
 from lavit_dist.data.packing import PACKER_VERSION, pack
@@ -81,29 +83,34 @@ class RowDataset:
         seed: int,
         caption_dropout: float,
         *,
+        id_cache: IdCacheConfig | None = None,
         verify: bool = True,
         min_block_documents: int = BLOCK_DOCUMENTS,
         plans: Path | None = None,
     ) -> None:
-        """Reads the manifest and the plan of the first epoch, which is made if the folder `plans` doesn't hold it; `verify` reads
-        every shard to check its sha256 (one rank is enough).
+        """Reads the manifest and the plan of the first epoch, which is made if the folder `plans` doesn't hold it; `verify` checks that
+        every shard is there and the sha256 of local ones (one rank is enough). `id_cache` says where shards are kept if `folder` is the
+        URL of a store.
 
         Raises `UserError` when the set is damaged, of another vocabulary, or has no document that fits a row.
         """
-        self.manifest = load_manifest(folder)
+        id_cache = id_cache or IdCacheConfig()
+        self.manifest = load_manifest(folder, id_cache.storage_options)
         encoding = self.manifest.encoding
         check(
             (encoding.text_vocab_size, encoding.codebook_size) == (vocabulary.text_size, vocabulary.codebook_size),
             f"The ids in {folder} have {encoding.text_vocab_size} text ids and {encoding.codebook_size} codes, but this run has"
             f" {vocabulary.text_size} and {vocabulary.codebook_size}; give both the same text tokenizer and visual tokenizer.",
         )
+        self.shards = IdShards(self.manifest, id_cache)
         if verify:
-            self.manifest.check_files()
+            self.shards.check_sizes()
+            self.shards.check_digests()
         self.vocabulary, self.eos_id, self.seq_len = vocabulary, eos_id, seq_len
         self.seed, self.caption_dropout, self.min_block_documents = seed, caption_dropout, min_block_documents
-        self.shards: Sequence[IdShard] = [IdShard(self.manifest.folder / shard.name) for shard in self.manifest.shards]
         self.shard_starts = np.cumsum([0, *(shard.documents for shard in self.manifest.shards)])
         self.plans = plans
+        self._current: tuple[int, int] | None = None
         self._epoch_starts = [0]
         self._plans: list[EpochPlan] = []
         self._row_ends: list[NDArray[np.int64]] = []
@@ -165,6 +172,7 @@ class RowDataset:
     def row_tokens(self, row: int) -> list[NDArray[np.int64]]:
         """The tokens of each document of a row."""
         epoch, block, index = self.locate(row)
+        self._look_ahead(epoch, block)
         packed = self.block(epoch, block)
         these = slice(packed.row_starts[index], packed.row_starts[index + 1])
         documents, lengths = packed.documents[these], packed.lengths[these]
@@ -190,26 +198,38 @@ class RowDataset:
     def _fitting(self) -> NDArray[np.int64]:
         return self._plans[0].lengths[: self.seq_len + 1]
 
+    def _look_ahead(self, epoch: int, block: int) -> None:
+        """Has the shards of a block that is begun fetched, and those of the next."""
+        if (epoch, block) != self._current:
+            self._current = epoch, block
+            blocks = self._blocks_of_epoch(epoch)
+            following = blocks[block + 1] if block + 1 < len(blocks) else self._blocks_of_epoch(epoch + 1)[0]
+            self.shards.prefetch([*blocks[block].tolist(), *following.tolist()])
+
     def _group_blocks(self, epoch: int) -> list[NDArray[np.int64]]:
         return epoch_blocks(self.shard_starts, self.seed, epoch, self.min_block_documents)
 
     def _plan_epoch(self) -> None:
         epoch = len(self._plans)
         path = self.plans / f"{self.plan_digest[:32]}-epoch{epoch}.json" if self.plans else None
-        plan = planned(path, len(self._blocks_of_epoch(epoch)), lambda block: self._plan_block(epoch, block))
+        plan = planned(
+            path, len(self._blocks_of_epoch(epoch)), lambda block: self._plan_block(epoch, block), self.shards.head_threads
+        )
         self._plans.append(plan)
         self._row_ends.append(np.cumsum(plan.rows))
         self._epoch_starts.append(self._epoch_starts[-1] + plan.num_rows)
 
     def _plan_block(self, epoch: int, block: int) -> EpochPlan:
-        documents, full_lengths = self._block_documents(epoch, block)
+        documents, full_lengths = self._block_documents(epoch, block, self.shards.head)
         num_rows = int(pack(documents.lengths, self.seq_len).max(initial=-1)) + 1
         return EpochPlan(np.array([num_rows]), np.bincount(full_lengths))
 
-    def _block_documents(self, epoch: int, block: int) -> tuple[BlockDocuments, NDArray[np.int64]]:
-        """The documents of a block, and the tokens with the caption of each, those that don't fit among them."""
+    def _block_documents(
+        self, epoch: int, block: int, head: Callable[[int], IdShardHead]
+    ) -> tuple[BlockDocuments, NDArray[np.int64]]:
+        """The documents of a block, and the tokens with the caption of each, those that don't fit among them; `head` gives a shard's."""
         shards = self._blocks_of_epoch(epoch)[block]
-        of = ShardDocuments.joined([ShardDocuments.of(self.shards[shard]) for shard in shards])
+        of = ShardDocuments.joined([ShardDocuments.of(head(shard)) for shard in shards.tolist()])
         numbers = np.concatenate([np.arange(self.shard_starts[shard], self.shard_starts[shard + 1]) for shard in shards])
         order = permutation(len(numbers), self.seed, epoch, DOCUMENTS, block)
         order = order[of.full_lengths[order] <= self.seq_len]
@@ -224,7 +244,7 @@ class RowDataset:
         return documents, of.full_lengths
 
     def _pack_block(self, epoch: int, block: int) -> PackedBlock:
-        of, _ = self._block_documents(epoch, block)
+        of, _ = self._block_documents(epoch, block, self.shards.__getitem__)
         row_of = pack(of.lengths, self.seq_len)
         num_rows = int(row_of.max(initial=-1)) + 1
         if num_rows != self._plans[epoch].rows[block]:

@@ -114,7 +114,7 @@ def _remote(source: str, storage_options: Mapping[str, Any]) -> list[Shard]:
         if len(names) == 1 and system.isdir(names[0]):
             folder = system.ls(names.pop(), detail=True)
             sizes |= {info["name"]: info.get("size") for info in folder if info["type"] == "file" and info["name"].endswith(".tar")}
-        sizes |= _sizes(system, names)
+        sizes |= sizes_of(system, names)
     except ImportError as error:
         raise UserError(f"images.shards {source} needs a package that is not installed: {error}.") from error
     except (OSError, ValueError) as error:
@@ -125,8 +125,8 @@ def _remote(source: str, storage_options: Mapping[str, Any]) -> list[Shard]:
     return [Shard("", path, size, system) for path, size in sizes.items()]
 
 
-def _sizes(system: fsspec.AbstractFileSystem, paths: Sequence[str]) -> dict[str, int | None]:
-    """Sizes by path: out of one listing per folder where the store allows it, else asked one by one."""
+def sizes_of(system: fsspec.AbstractFileSystem, paths: Sequence[str]) -> dict[str, int | None]:
+    """Sizes by path, `MISSING` for what isn't there: out of one listing per folder where the store allows it, else asked one by one."""
     listed: dict[str, int | None] = {}
     for folder in sorted({path.rpartition("/")[0] for path in paths}) if len(paths) > 1 else ():
         try:

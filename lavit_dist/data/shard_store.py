@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import shutil
 import tempfile
 import threading
-import time
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,12 +14,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lavit_dist.data.fetch import FetchError, fetch
 from lavit_dist.data.quarantine import Quarantined, SampleError
 from lavit_dist.data.shard_list import MISSING, Shard
 from lavit_dist.data.tar_reader import FileLocation, RawSample, ShardIndex, index_shard
 from lavit_dist.errors import UserError, check
 
-logger = logging.getLogger(__name__)
 PREFIX = "lavit_dist-shards-"
 
 
@@ -136,21 +134,17 @@ class ShardStore:
 
     def _fetch(self, shard: Shard, path: Path) -> None:
         assert shard.file_system is not None
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(self.first_wait * 2 ** (attempt - 1))
-            try:
-                shard.file_system.get_file(shard.path, str(path))
-                size = path.stat().st_size
-                if shard.size is None or size == shard.size:
-                    return
-                error: Exception = OSError(f"{size} bytes came, {shard.size} were expected")
-            except (FileNotFoundError, PermissionError) as refusal:
-                raise SampleError("missing_tar", f"{shard.path}: {type(refusal).__name__}: {refusal}") from refusal
-            except Exception as failure:  # every store raises exceptions of its own
-                error = failure
-            logger.warning("fetching %s failed (%s: %s)", shard.path, type(error).__name__, error)
-        raise SampleError("unfetched_tar", f"{shard.path} after {self.attempts} attempts: {type(error).__name__}: {error}")
+
+        def flaw(fetched: Path) -> str | None:
+            size = fetched.stat().st_size
+            return None if shard.size in (None, size) else f"{size} bytes came, {shard.size} were expected"
+
+        try:
+            fetch(shard.file_system, shard.path, path, attempts=self.attempts, first_wait=self.first_wait, flaw=flaw)
+        except FetchError as error:
+            if error.missing:
+                raise SampleError("missing_tar", f"{shard.path}: {error}") from error
+            raise SampleError("unfetched_tar", f"{shard.path} {error}") from error
 
 
 def index_images(name: str, path: Path) -> ShardIndex:

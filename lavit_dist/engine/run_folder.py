@@ -4,7 +4,8 @@ RUN_DIR/config.yaml      the resolved configuration
 RUN_DIR/metrics.jsonl    a record per step
 RUN_DIR/tensorboard/     the same for TensorBoard
 RUN_DIR/checkpoints/     steps to resume from
-RUN_DIR/plans/           of pretraining: how many rows the documents of each epoch fill
+RUN_DIR/data/            of pretraining: how many rows the documents of each epoch fill, and the manifest of the ids, which tells what
+                         changed if they are not the same on resume
 RUN_DIR/model/           the product; it appears whole when the run is done
 """
 
@@ -27,7 +28,7 @@ from lavit_dist.parallel.distributed import barrier, rank
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
 MAY_CHANGE = (
-    *("logging", "checkpoint", "health", "num_threads", "run_dir", "ray", "verify_inputs", "tower", "plan_cache"),
+    *("logging", "checkpoint", "health", "num_threads", "run_dir", "ray", "verify_inputs", "tower", "id_cache", "plan_cache"),
     *("feature_cache_bytes", "feature_disk_bytes", "feature_folder"),
     *(f"images.{name}" for name in ("shards", "decode_threads", "prefetch_batches", "pixel_cache_bytes", "fetch_attempts")),
     *(f"images.{name}" for name in ("cache_folder", "cache_bytes", "storage_options")),
@@ -43,6 +44,7 @@ class RunFolder:
         self.root = Path(root)
         self.config = self.root / "config.yaml"
         self.checkpoints = self.root / "checkpoints"
+        self.data = self.root / "data"
         self.model = self.root / "model"
 
     @property

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lavit_dist.data.id_shard import IMAGE, IdShard
+from lavit_dist.data.id_shard import IMAGE
+from lavit_dist.data.id_shards import IdShards
 from lavit_dist.data.manifest import load_manifest
 
 
@@ -21,8 +22,7 @@ class IdStatistics:
         self.tokens: dict[str, int] = {}
         """Tokens per image, by the key of its pair."""
         self.code_counts: NDArray[np.int64] = np.zeros(manifest.encoding.codebook_size, np.int64)
-        for record in manifest.shards:
-            shard = IdShard(manifest.folder / record.name)
+        for shard in IdShards(manifest):
             for document, key in enumerate(shard.column("key")):
                 if key not in self.tokens:  # each caption of an image is a document that holds its codes again
                     codes = next(ids for kind, ids in shard.segments(document) if kind == IMAGE)

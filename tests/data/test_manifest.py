@@ -17,7 +17,6 @@ def manifest(tmp_path, write_id_set):
 def test_a_manifest_comes_back(manifest):
     assert load_manifest(manifest.folder) == manifest
     assert [shard.documents for shard in manifest.shards] == [2, 1]
-    manifest.check_files()
 
 
 def test_the_fingerprint_names_the_content_alone(manifest, tmp_path, write_id_set):
@@ -68,12 +67,3 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path):
 def test_a_set_without_documents_is_refused(tmp_path, write_id_set):
     with pytest.raises(UserError, match="holds no document"):
         write_id_set(tmp_path, [[], []])
-
-
-def test_a_damaged_shard_is_named(manifest):
-    path = manifest.folder / "shard-00001.arrow"
-    content = bytearray(path.read_bytes())
-    content[-100] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"shard-00001\.arrow is missing or damaged"):
-        manifest.check_files()

@@ -1,0 +1,52 @@
+"""Fetching a file from a store: tried again with growing waits, and looked at before it counts as fetched."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+
+logger = logging.getLogger(__name__)
+
+
+class FetchError(Exception):
+    """A file that can't be had; the message says why, without the file's name."""
+
+    def __init__(self, message: str, *, missing: bool) -> None:
+        """`missing` when the store says that it isn't there, or not for us: trying again would not help."""
+        super().__init__(message)
+        self.missing = missing
+
+
+def fetch(
+    system: fsspec.AbstractFileSystem,
+    source: str,
+    target: Path,
+    *,
+    attempts: int,
+    first_wait: float,
+    flaw: Callable[[Path], str | None],
+) -> None:
+    """Copies `source` of `system` to the local file `target`, until `flaw(target)` names nothing that is wrong with it.
+
+    It waits `first_wait` seconds before the second attempt, then twice as long, and so on. Raises `FetchError`; what came then lies in
+    `target`.
+    """
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(first_wait * 2 ** (attempt - 1))
+        try:
+            system.get_file(source, str(target))
+            found = flaw(target)
+            if found is None:
+                return
+            error: Exception = OSError(found)
+        except (FileNotFoundError, PermissionError) as refusal:
+            raise FetchError(f"{type(refusal).__name__}: {refusal}", missing=True) from refusal
+        except Exception as failure:  # every store raises exceptions of its own
+            error = failure
+        logger.warning("fetching %s failed (%s: %s)", source, type(error).__name__, error)
+    raise FetchError(f"after {attempts} attempts: {type(error).__name__}: {error}", missing=False)
