@@ -17,6 +17,8 @@ from lavit_dist.config.command_line import WRONG_CONFIG, run_entry_point
 from lavit_dist.config.model import LlamaConfig, VisualTokenizerConfig
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.image_tokens import write_mixed_tokenizer
+from lavit_dist.data.kept_manifest import keep_manifest
+from lavit_dist.data.manifest import load_manifest, write_manifest
 from lavit_dist.data.text_tokenizer import TextTokenizer, train_text_tokenizer
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 from lavit_dist.models.vocabulary import Vocabulary
@@ -151,14 +153,39 @@ def test_a_checkpoint_that_latest_names_but_is_gone(pretrain_settings, tmp_path:
 
 
 def test_a_checkpoint_of_another_number_of_processes(pretrain_settings, tmp_path: Path, monkeypatch, capfd) -> None:
-    step = tmp_path / "run" / "checkpoints" / "step-00000002"
-    step.mkdir(parents=True)
-    (step.parent / "latest").write_text(step.name)
-    (step / "manifest.json").write_text(json.dumps({"step": 2, "ranks": 2, "files": {}}))
-    layout = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 2, "zero_stage": 1}
-    sizes = {"text_size": 1, "codebook_size": 1, "eos_id": 0}
-    facts = CheckpointFacts(model=LlamaConfig(), precision="fp32", visual_tokenizer_digest="", layout=layout, data={}, **sizes)
-    write_facts(step, facts)
+    write_checkpoint(tmp_path / "run", processes=2, data={})
     said = refused(pretrain_settings, tmp_path, 4, [], monkeypatch, capfd)
     assert "data_parallel_size 2, zero_stage 1, but this run has" in said
     assert "data_parallel_size 4, zero_stage 1; start it with the same sizes" in said
+
+
+def test_ids_that_changed_since_the_checkpoint(pretrain_settings, tmp_path: Path, monkeypatch, capfd) -> None:
+    shutil.copytree(pretrain_settings["ids"], tmp_path / "ids")
+    manifest = load_manifest(tmp_path / "ids")
+    keep_manifest(tmp_path / "run" / "data", manifest, {})
+    write_checkpoint(tmp_path / "run", processes=1, data={"fingerprint": manifest.fingerprint})
+    write_manifest(tmp_path / "ids", manifest.shards[:1])
+    said = refused(pretrain_settings, tmp_path, 1, [f"ids={tmp_path}/ids"], monkeypatch, capfd)
+    assert f"was trained on the id set {manifest.fingerprint[:16]}" in said
+    assert "of 2 shards there are 1 missing (shard-00001.arrow); give the set it was trained on" in said
+
+
+def test_ids_with_a_shard_missing(pretrain_settings, tmp_path: Path, monkeypatch, capfd) -> None:
+    shutil.copytree(pretrain_settings["ids"], tmp_path / "ids")
+    (tmp_path / "ids" / "shard-00001.arrow").unlink()
+    said = refused(pretrain_settings, tmp_path, 1, [f"ids={tmp_path}/ids"], monkeypatch, capfd)
+    assert "lacks 1 of its 2 shards: shard-00001.arrow" in said
+    assert not (tmp_path / "run").exists()
+
+
+def write_checkpoint(run_dir: Path, *, processes: int, data: dict[str, Any]) -> None:
+    """What is read of a checkpoint before a run resumes from it."""
+    step = run_dir / "checkpoints" / "step-00000002"
+    step.mkdir(parents=True)
+    (step.parent / "latest").write_text(step.name)
+    (step / "manifest.json").write_text(json.dumps({"step": 2, "ranks": processes, "files": {}}))
+    layout = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": processes, "zero_stage": 1}
+    sizes = {"text_size": 1, "codebook_size": 1, "eos_id": 0}
+    write_facts(
+        step, CheckpointFacts(model=LlamaConfig(), precision="fp32", visual_tokenizer_digest="", layout=layout, data=data, **sizes)
+    )

@@ -1,0 +1,437 @@
+"""Shards from wherever they lie: fetched once per host, kept within bounds, found damaged or missing with their names."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lavit_dist.config.base import build
+from lavit_dist.config.id_cache import IdCacheConfig
+from lavit_dist.data.documents import DocumentTable
+from lavit_dist.data.global_batches import GlobalBatches
+from lavit_dist.data.id_shards import IdShards
+from lavit_dist.data.manifest import load_manifest
+from lavit_dist.data.rows import RowDataset
+from lavit_dist.errors import UserError
+from lavit_dist.models.vocabulary import Vocabulary
+from tests.data.folder_store import logged, steer
+
+REPOSITORY = Path(__file__).parents[2]
+SHARDS = 8
+
+
+@pytest.fixture
+def ids(tmp_path, write_id_set):
+    """The local folder of a set of shards of the same size."""
+    write_id_set(tmp_path / "ids", [[(9, 4)] * 20 for _ in range(SHARDS)])
+    return tmp_path / "ids"
+
+
+@pytest.fixture
+def open_shards(ids, tmp_path):
+    """`open_shards(room)`: the set through a cache with room for so many shards."""
+
+    def make(room=SHARDS, attempts=3, **settings):
+        manifest = load_manifest(f"folderstore://{ids}")
+        cache = {"folder": str(tmp_path / "cache"), "bytes": room * manifest.shards[0].size, "attempts": attempts}
+        return IdShards(manifest, build(IdCacheConfig, cache), first_wait=0.001, **settings)
+
+    return make
+
+
+def cached(tmp_path):
+    return sorted((tmp_path / "cache").glob("*.arrow"))
+
+
+def others(tmp_path):
+    """What is in the cache besides whole shards and the lock that is always there."""
+    return sorted(path.name for path in (tmp_path / "cache").iterdir() if path.suffix != ".arrow" and path.name != ".room.lock")
+
+
+def content(shards, index):
+    return [[(kind, codes.tolist()) for kind, codes in shards[index].segments(d)] for d in range(len(shards[index]))]
+
+
+def downloads(ids):
+    return [event.removeprefix("get ") for event in logged(ids) if event.startswith("get")]
+
+
+PROGRAM = """
+import sys
+from lavit_dist.config.base import build
+from lavit_dist.config.id_cache import IdCacheConfig
+from lavit_dist.data.id_shards import IdShards
+from lavit_dist.data.manifest import load_manifest
+import tests.data.folder_store
+ids, folder, size, *indices = sys.argv[1:]
+shards = IdShards(load_manifest("folderstore://" + ids), build(IdCacheConfig, {"folder": folder, "bytes": int(size)}))
+print("ready", flush=True)
+sys.stdin.readline()
+for index in indices:
+    print(shards[int(index)].ids.sum(), flush=True)
+sys.stdin.readline()
+"""
+
+
+class Reader:
+    """A process that opens shards when it is told to, and ends when it is told to."""
+
+    def __init__(self, ids, tmp_path, size, *indices):
+        arguments = [sys.executable, "-c", PROGRAM, ids, tmp_path / "cache", size, *indices]
+        self.indices = indices
+        self.process = subprocess.Popen(
+            list(map(str, arguments)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def go(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def sums(self):
+        return [int(self.process.stdout.readline()) for _ in self.indices]
+
+    def end(self):
+        self.process.communicate("\n", timeout=60)
+        assert self.process.returncode == 0
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate(timeout=60)
+
+
+def test_shards_from_a_store_are_those_on_disk(ids, open_shards):
+    local, remote = IdShards(load_manifest(ids)), open_shards()
+    assert len(local) == len(remote) == SHARDS
+    assert [content(remote, index) for index in range(SHARDS)] == [content(local, index) for index in range(SHARDS)]
+    assert [head.document_hash.tolist() for head in remote.heads()] == [shard.document_hash.tolist() for shard in local]
+    with pytest.raises(IndexError):
+        local[SHARDS]
+
+
+@pytest.mark.parametrize("url", ["file://{}", "folderstore://{}", "folderstore://{}/"])
+def test_rows_of_a_url_are_those_of_the_folder(ids, tmp_path, url):
+    vocabulary = Vocabulary(50, 70)
+    cache = build(IdCacheConfig, {"folder": str(tmp_path / "cache"), "bytes": 3 * (ids / "shard-00000.arrow").stat().st_size})
+    settings = {"vocabulary": vocabulary, "eos_id": 0, "seq_len": 48, "seed": 0, "caption_dropout": 0.1, "min_block_documents": 30}
+    here, there = (RowDataset(place, id_cache=cache, **settings) for place in (ids, url.format(ids)))
+    for row in range(here.rows_before_epoch(2)):
+        assert [a.tolist() for a in here.row_tokens(row)] == [a.tolist() for a in there.row_tokens(row)]
+    assert here.plan_digest == there.plan_digest
+
+
+def test_what_packing_needs_is_read_without_fetching_shards(ids, open_shards, tmp_path):
+    local, remote = (DocumentTable.of(shards.heads()) for shards in (IdShards(load_manifest(ids)), open_shards()))
+    for field in ("hashes", "full_lengths", "short_lengths", "shard_starts"):
+        assert np.array_equal(getattr(local, field), getattr(remote, field))
+    assert downloads(ids) == []
+    assert cached(tmp_path) == []
+
+
+def test_the_heads_are_a_small_part_of_what_is_read(tmp_path, write_id_set):
+    write_id_set(tmp_path / "ids", [[(90, 18)] * 3000])
+    shard = tmp_path / "ids/shard-00000.arrow"
+
+    class Counted:
+        def __init__(self):
+            self.file, self.bytes, self.closed = shard.open("rb"), 0, False
+
+        def read(self, size=-1):
+            data = self.file.read(size)
+            self.bytes += len(data)
+            return data
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    from lavit_dist.data.id_shard import IdShardHead
+
+    counted = Counted()
+    assert len(IdShardHead.read(counted, "shard")) == 3000
+    assert counted.bytes < shard.stat().st_size / 3
+
+
+def test_a_shard_is_opened_once_and_fetched_once(ids, open_shards, tmp_path):
+    shards = open_shards()
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(lambda _: shards[2], range(32)))
+    assert len({id(shard) for shard in opened}) == 1
+    assert downloads(ids) == ["shard-00002.arrow"]
+    open_shards()[2]  # another run
+    assert downloads(ids) == []
+    assert others(tmp_path) == []
+
+
+@pytest.mark.parametrize("max_open", [1, 3])
+def test_the_number_of_open_shards_is_bounded_and_arrays_outlive_it(ids, max_open):
+    shards = IdShards(load_manifest(ids), max_open=max_open)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    kept = shards[0].ids[:9]
+    expected = kept.tolist()
+    for index in [1, 2, 3, 4, 5, 6, 7, 1, 2]:
+        assert len(shards[index]) == 20
+        assert len(os.listdir("/proc/self/fd")) - before <= max_open + 1  # noqa: PTH208
+    assert kept.tolist() == expected
+
+
+@pytest.mark.parametrize("room", [2, 4])
+def test_the_room_is_kept_and_the_least_recently_used_shard_goes(ids, open_shards, tmp_path, room):
+    shards = open_shards(room)
+    for index in range(SHARDS):
+        assert len(shards[index]) == 20
+        assert len(cached(tmp_path)) <= room
+    downloads(ids)
+    del shards
+    gc.collect()
+    again = open_shards(room)
+    oldest = SHARDS - room
+    assert len(again[oldest]) == 20  # it is there still, and now the most recently used
+    assert len(again[0]) == 20
+    assert len(again[oldest]) == 20
+    assert downloads(ids) == ["shard-00000.arrow"]
+    names = {path.name.split(".")[0] for path in cached(tmp_path)}
+    digests = [record.sha256 for record in again.manifest.shards]
+    assert digests[oldest] in names and digests[0] in names
+    assert digests[oldest + 1] not in names
+
+
+def test_what_another_process_reads_is_never_removed(ids, open_shards, tmp_path):
+    size = (ids / "shard-00000.arrow").stat().st_size
+    reader = Reader(ids, tmp_path, 4 * size, 0)
+    reader.go()
+    reader.sums()
+    shards = open_shards(4)
+    first = tmp_path / "cache" / f"{shards.manifest.shards[0].sha256}.{size}.arrow"
+    os.utime(first, (0, 0))  # the oldest by far
+    for index in range(1, SHARDS):
+        assert len(shards[index]) == 20
+        assert first.exists()
+        assert len(cached(tmp_path)) <= 4
+    reader.end()
+    for index in range(1, 5):
+        assert len(shards[index]) == 20
+    assert not first.exists()
+
+
+def test_a_killed_reader_holds_nothing(ids, open_shards, tmp_path):
+    size = (ids / "shard-00000.arrow").stat().st_size
+    reader = Reader(ids, tmp_path, 2 * size, 0)
+    reader.go()
+    reader.sums()
+    reader.kill()
+    shards = open_shards(2)
+    for index in range(1, 4):
+        assert len(shards[index]) == 20
+        assert len(cached(tmp_path)) <= 2
+
+
+def test_processes_that_want_a_shard_at_once_fetch_it_once(ids, tmp_path):
+    steer(ids, seconds=0.5)
+    size = (ids / "shard-00000.arrow").stat().st_size
+    readers = [Reader(ids, tmp_path, SHARDS * size, 0, 1, 2) for _ in range(2)]
+    for reader in readers:
+        reader.go()
+    assert len({tuple(reader.sums()) for reader in readers}) == 1
+    for reader in readers:
+        reader.end()
+    assert sorted(downloads(ids)) == ["shard-00000.arrow", "shard-00001.arrow", "shard-00002.arrow"]
+    assert others(tmp_path) == []
+
+
+def test_a_fetch_that_was_killed_is_made_by_who_waits_and_leaves_nothing(ids, open_shards, tmp_path):
+    steer(ids, seconds=60)
+    size = (ids / "shard-00000.arrow").stat().st_size
+    first, second = (Reader(ids, tmp_path, SHARDS * size, 0) for _ in range(2))
+    first.go()
+    wait_for(lambda: any(name.endswith(".tmp") for name in others(tmp_path)))
+    second.go()
+    time.sleep(0.2)  # it waits for the lock by now, or soon; either way it comes second
+    steer(ids, seconds=0)
+    first.kill()
+    assert second.sums() == [int(IdShards(load_manifest(ids))[0].ids.sum())]
+    second.end()
+    assert downloads(ids) == ["shard-00000.arrow"] * 2
+    assert others(tmp_path) == []
+
+
+def test_what_a_killed_fetch_left_goes_at_the_next_start(ids, open_shards, tmp_path):
+    steer(ids, seconds=60)
+    reader = Reader(ids, tmp_path, SHARDS * (ids / "shard-00000.arrow").stat().st_size, 0)
+    reader.go()
+    wait_for(lambda: any(name.endswith(".tmp") for name in others(tmp_path)))
+    open_shards()
+    assert len(others(tmp_path)) == 2  # a fetch that goes on keeps its file and its lock
+    reader.kill()
+    assert len(others(tmp_path)) == 2
+    (tmp_path / "cache/of the user.tmp").touch()
+    open_shards()
+    assert others(tmp_path) == ["of the user.tmp"]
+    assert cached(tmp_path) == []
+
+
+def test_a_truncated_copy_is_noticed_and_fetched_again(ids, open_shards, tmp_path):
+    expected = content(open_shards(), 3)
+    gc.collect()
+    (path,) = cached(tmp_path)
+    os.truncate(path, path.stat().st_size // 2)
+    downloads(ids)
+    assert content(open_shards(), 3) == expected
+    assert downloads(ids) == ["shard-00003.arrow"]
+
+
+def test_a_flipped_byte_in_the_cache_is_found_by_the_check_and_fetched_again(ids, open_shards, tmp_path):
+    expected = content(open_shards(), 3)
+    gc.collect()
+    (path,) = cached(tmp_path)
+    flip(path)
+    downloads(ids)
+    shards = open_shards()
+    shards.check_digests()
+    assert cached(tmp_path) == []
+    assert content(shards, 3) == expected
+    assert downloads(ids) == ["shard-00003.arrow"]
+
+
+@pytest.mark.parametrize("fault", ["cut", "flip"])
+def test_a_fetch_that_goes_wrong_is_tried_again_and_at_last_named(ids, open_shards, tmp_path, fault):
+    expected = content(IdShards(load_manifest(ids)), 1)
+    steer(ids, faults=2, fault=fault)
+    assert content(open_shards(), 1) == expected
+    steer(ids, faults=3)
+    reason = {"cut": r"\d+ bytes came, \d+ were expected", "flip": "the sha256 of what came differs from manifest.json"}[fault]
+    with pytest.raises(
+        UserError, match=rf"folderstore://.*/shard-00002\.arrow can't be fetched: after 3 attempts: OSError: {reason}"
+    ):
+        open_shards()[2]
+    assert len(cached(tmp_path)) == 1
+    assert others(tmp_path) == []
+    assert len(open_shards()[2]) == 20
+
+
+def test_a_flipped_byte_in_the_store_is_found_when_it_is_fetched(ids, open_shards):
+    flip(ids / "shard-00004.arrow")
+    shards = open_shards()
+    shards.check_sizes()
+    assert len(shards[3]) == 20
+    with pytest.raises(UserError, match=r"shard-00004\.arrow can't be fetched: .* sha256"):
+        shards[4]
+
+
+def test_a_flipped_byte_on_disk_is_found_by_the_check(ids):
+    flip(ids / "shard-00004.arrow")
+    shards = IdShards(load_manifest(ids))
+    shards.check_sizes()
+    with pytest.raises(UserError, match=r"shard-00004\.arrow is damaged \(its sha256 differs"):
+        shards.check_digests()
+
+
+@pytest.mark.parametrize("url", ["{}", "folderstore://{}"])
+def test_missing_and_cut_shards_are_named_at_the_start_by_one_listing(ids, url):
+    (ids / "shard-00005.arrow").unlink()
+    (ids / "shard-00002.arrow").unlink()
+    shards = IdShards(load_manifest(url.format(ids)))
+    logged(ids)
+    with pytest.raises(UserError, match=r"lacks 2 of its 8 shards: shard-00002\.arrow, shard-00005\.arrow; put them back"):
+        shards.check_sizes()
+    if "://" in url:
+        assert [event for event in logged(ids) if event != "info"] == ["ls"]
+    for name in ("shard-00005.arrow", "shard-00002.arrow"):
+        (ids / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 of 8 shards are damaged: shard-00002\.arrow \(0 bytes, manifest\.json says \d+\)"):
+        shards.check_sizes()
+
+
+def test_sound_sets_are_listed_once(ids, open_shards):
+    shards = open_shards()
+    logged(ids)
+    shards.check_sizes()
+    shards.check_digests()
+    assert logged(ids) == ["ls"]
+
+
+@pytest.mark.parametrize("url", ["{}", "folderstore://{}"])
+def test_a_run_does_not_start_with_a_shard_missing(ids, url):
+    (ids / "shard-00005.arrow").unlink()
+    with pytest.raises(UserError, match=r"lacks 1 of its 8 shards: shard-00005\.arrow"):
+        RowDataset(url.format(ids), Vocabulary(50, 70), 0, 48, 0, 0.1)
+
+
+def test_a_shard_that_goes_away_later_is_named(ids, open_shards):
+    shards = open_shards()
+    (ids / "shard-00006.arrow").unlink()
+    with pytest.raises(UserError, match=r"shard-00006\.arrow can't be fetched: FileNotFoundError"):
+        shards[6]
+
+
+def test_prefetched_shards_are_there_when_they_are_asked_for(ids, open_shards, tmp_path):
+    steer(ids, seconds=0.05)
+    shards = open_shards()
+    shards.prefetch([5, 1, 3])
+    wait_for(lambda: len(cached(tmp_path)) == 3)
+    assert downloads(ids) == [f"shard-0000{index}.arrow" for index in (5, 1, 3)]
+    assert [len(shards[index]) for index in (3, 5, 1)] == [20] * 3
+    assert downloads(ids) == []
+    wait_for(lambda: "id shards" not in {thread.name for thread in threading.enumerate()})
+
+
+def test_prefetching_takes_no_more_than_half_of_the_room(ids, open_shards, tmp_path):
+    shards = open_shards(4)
+    assert len(shards[7]) == 20
+    shards.prefetch(range(7))
+    wait_for(lambda: "id shards" not in {thread.name for thread in threading.enumerate()})
+    assert downloads(ids) == [f"shard-0000{index}.arrow" for index in (7, 0, 1)]
+
+
+def test_a_prefetch_that_fails_is_the_trouble_of_who_needs_the_shard(ids, open_shards):
+    shards = open_shards()
+    (ids / "shard-00006.arrow").unlink()
+    shards.prefetch([6, 2])
+    wait_for(lambda: "shard-00002.arrow" in downloads(ids))
+    assert len(shards[2]) == 20
+
+
+def test_training_prefetches_the_next_block_and_its_order_stays(ids, tmp_path):
+    cache = build(IdCacheConfig, {"folder": str(tmp_path / "cache")})
+    rows = RowDataset(f"folderstore://{ids}", Vocabulary(50, 70), 0, 48, 0, 0.1, id_cache=cache, min_block_documents=20)
+    GlobalBatches(rows, 1).micro_batches(0, 0, 1, 1)
+    wait_for(lambda: len(cached(tmp_path)) == 2)
+
+
+def test_too_small_a_cache_is_refused(open_shards):
+    with pytest.raises(UserError, match=r"id_cache\.bytes \d+ can't hold two shards .* raise it to \d+ or more"):
+        open_shards(1)
+
+
+def test_a_cache_that_can_not_be_written_is_refused(open_shards, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=r"id_cache\.folder .*/cache can't be written"):
+        open_shards()
+
+
+def test_what_is_no_store_is_refused():
+    with pytest.raises(UserError, match=r"nosuch://bucket/ids can't be reached .*check the URL"):
+        load_manifest("nosuch://bucket/ids")
+    with pytest.raises(UserError, match=r"memory://nothing holds no id set"):
+        load_manifest("memory://nothing")
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
