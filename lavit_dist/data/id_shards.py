@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import mmap
 import os
 import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.data.fetch import FetchError, fetch
@@ -98,22 +100,16 @@ class IdShards:
 
     def check_sizes(self) -> None:
         """Raises `UserError` that names the shards which are missing or have another size, by one listing of the folder."""
-        found = self._folder.sizes([record.name for record in self.manifest.shards])
-        missing = [record.name for record in self.manifest.shards if found[record.name] == MISSING]
+        missing, wrong = self._listed()
+        remedy = "put them back, or run data_prep/pretokenize.py again, which redoes such shards alone."
         check(
             not missing,
-            f"The id set {self.manifest.folder} lacks {len(missing)} of its {len(self)} shards: {_some(missing)}; put them back, or run"
-            " data_prep/pretokenize.py again, which redoes such shards alone.",
+            f"The id set {self.manifest.folder} lacks {len(missing)} of its {len(self)} shards: {_some(list(missing))}; {remedy}",
         )
-        wrong = [
-            f"{record.name} ({found[record.name]} bytes, {MANIFEST} says {record.size})"
-            for record in self.manifest.shards
-            if found[record.name] not in (None, record.size)
-        ]
+        named = [f"{name} ({flaw})" for name, flaw in wrong.items()]
         check(
             not wrong,
-            f"In the id set {self.manifest.folder} {len(wrong)} of {len(self)} shards are damaged: {_some(wrong)}; put them back, or run"
-            " data_prep/pretokenize.py again, which redoes such shards alone.",
+            f"In the id set {self.manifest.folder} {len(wrong)} of {len(self)} shards are damaged: {_some(named)}; {remedy}",
         )
 
     def check_digests(self) -> None:
@@ -123,6 +119,26 @@ class IdShards:
         """
         for record in self.manifest.shards:
             self._place.check(record)
+
+    def flaws(self) -> dict[str, str]:
+        """Reads every shard where it lies, whatever the cache holds; returns what is wrong, by the shard's name."""
+        missing, wrong = self._listed()
+        found = missing | wrong
+        for record in self.manifest.shards:
+            if record.name not in found and (flaw := self._place.flaw(record)) is not None:
+                found[record.name] = flaw
+        return dict(sorted(found.items()))
+
+    def _listed(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The shards that a listing of the folder lacks, and those that it has with another size; what is wrong by name."""
+        found = self._folder.sizes([record.name for record in self.manifest.shards])
+        missing = {name: "is missing" for name, size in found.items() if size == MISSING}
+        wrong = {
+            record.name: f"{found[record.name]} bytes, {MANIFEST} says {record.size}"
+            for record in self.manifest.shards
+            if found[record.name] not in (None, MISSING, record.size)
+        }
+        return missing, wrong
 
     def _held(self, index: int) -> IdShard | None:
         with self._lock:
@@ -175,10 +191,13 @@ class _Local:
     def head(self, record: ShardRecord) -> IdShardHead:
         return self.open(record)
 
+    def flaw(self, record: ShardRecord) -> str | None:
+        return None if is_intact(self._folder / record.name, record) else f"its sha256 differs from {MANIFEST}"
+
     def check(self, record: ShardRecord) -> None:
         path = self._folder / record.name
         check(
-            is_intact(path, record),
+            self.flaw(record) is None,
             f"The id shard {path} is damaged (its sha256 differs from {MANIFEST}); put it back, or run data_prep/pretokenize.py again,"
             " which redoes such shards alone.",
         )
@@ -198,14 +217,22 @@ class _Remote:
         )
         self.open_bytes = self.ahead_bytes = cache.bytes // 2
         self._folder, self._attempts, self._first_wait = folder, cache.attempts, first_wait
+        self._whole = threading.Lock()
         self._cache = IdShardCache(Path(cache.folder or DEFAULT_FOLDER).expanduser(), cache.bytes)
 
     def open(self, record: ShardRecord) -> IdShard:
-        content = self._cache.open(record.sha256, record.size, lambda target: self._fetch(record, target))
-        return IdShard(self._cache.path(record.sha256, record.size), content)
+        return IdShard(self._cache.path(record.sha256, record.size), self._content(record))
 
     def prepare(self, record: ShardRecord) -> None:
         self._cache.ensure(record.sha256, record.size, lambda target: self._fetch(record, target))
+
+    def flaw(self, record: ShardRecord) -> str | None:
+        with TemporaryDirectory() as folder:
+            try:
+                self._get(record, Path(folder) / record.name)
+            except FetchError as error:
+                return str(error)
+        return None
 
     def check(self, record: ShardRecord) -> None:
         if self._cache.drop_damaged(record.sha256, record.size):
@@ -219,9 +246,22 @@ class _Remote:
                 return IdShardHead.read(file, name)
         except Exception as error:  # every store raises exceptions of its own
             logger.info("the head of %s can't be read alone (%s: %s); it is fetched whole", name, type(error).__name__, error)
-            return self.open(record)
+        with self._whole, self._content(record) as content:  # one at a time, and copied: no more than the cache has room for
+            return IdShardHead.read(content, name)
+
+    def _content(self, record: ShardRecord) -> mmap.mmap:
+        return self._cache.open(record.sha256, record.size, lambda target: self._fetch(record, target))
 
     def _fetch(self, record: ShardRecord, target: Path) -> None:
+        try:
+            self._get(record, target)
+        except FetchError as error:
+            raise UserError(
+                f"The id shard {self._folder.name}/{record.name} can't be fetched: {error}; put it back, or wait until the store answers,"
+                " and start the run again: it goes on from its newest checkpoint."
+            ) from error
+
+    def _get(self, record: ShardRecord, target: Path) -> None:
         assert self._folder.system is not None
 
         def flaw(fetched: Path) -> str | None:
@@ -231,13 +271,7 @@ class _Remote:
             return None if sha256(fetched) == record.sha256 else f"the sha256 of what came differs from {MANIFEST}"
 
         source = self._folder.file(record.name)
-        try:
-            fetch(self._folder.system, source, target, attempts=self._attempts, first_wait=self._first_wait, flaw=flaw)
-        except FetchError as error:
-            raise UserError(
-                f"The id shard {self._folder.name}/{record.name} can't be fetched: {error}; put it back, or wait until the store answers,"
-                " and start the run again: it goes on from its newest checkpoint."
-            ) from error
+        fetch(self._folder.system, source, target, attempts=self._attempts, first_wait=self._first_wait, flaw=flaw)
 
 
 def _some(names: Sequence[str]) -> str:

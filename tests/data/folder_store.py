@@ -32,6 +32,8 @@ class FolderStore(AbstractFileSystem):
 
     def _open(self, path, mode="rb", **options):
         log(path, "open")
+        if steered(path, "parts") == "no":
+            raise ValueError("this store gives whole files alone")
         return Path(path).open(mode)
 
     def get_file(self, rpath, lpath, **options):
@@ -53,7 +55,8 @@ class FolderStore(AbstractFileSystem):
 
 
 def steer(folder, **settings):
-    """`seconds` that a download takes; how many downloads have `faults`, and whether the `fault` is `cut` or `flip`."""
+    """`seconds` that a download takes; how many downloads have `faults`, and whether the `fault` is `cut` or `flip`; whether the store
+    gives `parts` of files."""
     for name, value in settings.items():
         (Path(folder).parent / f"store.{name}").write_text(str(value))
 

@@ -15,8 +15,9 @@ import pytest
 
 from lavit_dist.config.base import build
 from lavit_dist.config.id_cache import IdCacheConfig
-from lavit_dist.data.documents import DocumentTable
+from lavit_dist.data.documents import ShardDocuments
 from lavit_dist.data.global_batches import GlobalBatches
+from lavit_dist.data.id_shard import IdShardHead
 from lavit_dist.data.id_shards import IdShards
 from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.rows import RowDataset
@@ -112,7 +113,9 @@ def test_shards_from_a_store_are_those_on_disk(ids, open_shards):
     local, remote = IdShards(load_manifest(ids)), open_shards()
     assert len(local) == len(remote) == SHARDS
     assert [content(remote, index) for index in range(SHARDS)] == [content(local, index) for index in range(SHARDS)]
-    assert [head.document_hash.tolist() for head in remote.heads()] == [shard.document_hash.tolist() for shard in local]
+    assert [remote.head(index).document_hash.tolist() for index in range(SHARDS)] == [
+        shard.document_hash.tolist() for shard in local
+    ]
     with pytest.raises(IndexError):
         local[SHARDS]
 
@@ -129,11 +132,23 @@ def test_rows_of_a_url_are_those_of_the_folder(ids, tmp_path, url):
 
 
 def test_what_packing_needs_is_read_without_fetching_shards(ids, open_shards, tmp_path):
-    local, remote = (DocumentTable.of(shards.heads()) for shards in (IdShards(load_manifest(ids)), open_shards()))
-    for field in ("hashes", "full_lengths", "short_lengths", "shard_starts"):
-        assert np.array_equal(getattr(local, field), getattr(remote, field))
+    local, remote = IdShards(load_manifest(ids)), open_shards()
+    for index in range(SHARDS):
+        here, there = (ShardDocuments.of(shards.head(index)) for shards in (local, remote))
+        for field in ("hashes", "full_lengths", "short_lengths"):
+            assert np.array_equal(getattr(here, field), getattr(there, field))
     assert downloads(ids) == []
     assert cached(tmp_path) == []
+
+
+def test_a_store_that_gives_no_parts_of_files_gives_whole_ones(ids, open_shards, tmp_path):
+    local, remote = IdShards(load_manifest(ids)), open_shards(room=2)
+    steer(ids, parts="no")
+    with ThreadPoolExecutor(4) as pool:
+        heads = list(pool.map(remote.head, range(SHARDS)))
+    assert [head.document_hash.tolist() for head in heads] == [shard.document_hash.tolist() for shard in local]
+    assert sorted(downloads(ids)) == [f"shard-0000{index}.arrow" for index in range(SHARDS)]
+    assert len(cached(tmp_path)) == 2
 
 
 def test_the_heads_are_a_small_part_of_what_is_read(tmp_path, write_id_set):
@@ -151,8 +166,6 @@ def test_the_heads_are_a_small_part_of_what_is_read(tmp_path, write_id_set):
 
         def __getattr__(self, name):
             return getattr(self.file, name)
-
-    from lavit_dist.data.id_shard import IdShardHead
 
     counted = Counted()
     assert len(IdShardHead.read(counted, "shard")) == 3000
@@ -348,6 +361,23 @@ def test_missing_and_cut_shards_are_named_at_the_start_by_one_listing(ids, url):
         (ids / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"2 of 8 shards are damaged: shard-00002\.arrow \(0 bytes, manifest\.json says \d+\)"):
         shards.check_sizes()
+
+
+@pytest.mark.parametrize("url", ["{}", "folderstore://{}"])
+def test_all_flaws_of_a_set_are_named(ids, tmp_path, url):
+    cache = build(IdCacheConfig, {"folder": str(tmp_path / "cache"), "attempts": 1})
+    shards = IdShards(load_manifest(url.format(ids)), cache)
+    assert len(shards[3]) == 20
+    assert shards.flaws() == {}
+    flip(ids / "shard-00003.arrow")  # a good copy is in the cache
+    flip(ids / "shard-00004.arrow")
+    (ids / "shard-00001.arrow").write_bytes(b"")
+    (ids / "shard-00006.arrow").unlink()
+    flaws = shards.flaws()
+    assert list(flaws) == ["shard-00001.arrow", "shard-00003.arrow", "shard-00004.arrow", "shard-00006.arrow"]
+    assert "0 bytes, manifest.json says" in flaws["shard-00001.arrow"]
+    assert "sha256" in flaws["shard-00003.arrow"] and "sha256" in flaws["shard-00004.arrow"]
+    assert flaws["shard-00006.arrow"] == "is missing"
 
 
 def test_sound_sets_are_listed_once(ids, open_shards):
