@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 from pydantic import NonNegativeFloat
 
 from lavit_dist.config.base import Seed, config
+from lavit_dist.config.mixture import CurriculumConfig, SourceConfig, WeighBy, check_mixture
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.parameters import NewRows, ParametersConfig
 from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig, check_schedules
@@ -104,8 +106,16 @@ class PretrainConfig:
 
     run_dir: str
     """Folder of the run."""
-    ids: str
-    """Folder of one split of an id set, as data_prep/pretokenize.py writes it (such as ids/train)."""
+    ids: str | None = None
+    """Folder of one split of an id set, as data_prep/pretokenize.py writes it (such as ids/train): all that the run trains on."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Several id sets by name, in place of `ids`. A resumed run may change this, `curriculum` and `weigh_by`: that begins a phase at its
+    first row. A run that was begun with `ids` goes on as a mixture where it calls that set `ids` here."""
+    curriculum: tuple[CurriculumConfig, ...] = ()
+    """Other weights of the sources from later steps on, in order."""
+    weigh_by: WeighBy = "tokens"
+    """What the sources' weights are shares of: tokens, that is, rows, which are full but for a percent; or documents, whose mean number
+    in a row of the source's first epoch then divides its weight."""
     text_tokenizer: str
     """Hugging Face tokenizer folder that the ids were made with."""
     visual_tokenizer: str | None = None
@@ -150,6 +160,7 @@ class PretrainConfig:
 
     def validate(self) -> None:
         self._check_counts()
+        check_mixture(self.ids, self.sources, self.curriculum, self.weigh_by, self.total_steps)
         self._check_start()
         self._check_parallel()
 
