@@ -83,7 +83,7 @@ class MixedRows:
         end = self.mixture.end
         if end is None or end >= total_rows:
             return
-        sizes = [f"{name} {limit:,} in {self.max_epochs[name]} epochs" for name, limit in sorted(self.limits.items())]
+        sizes = [f"{name} {limit:,} with max_epochs {self.max_epochs[name]}" for name, limit in sorted(self.limits.items())]
         check(
             False,
             f"total_steps x global_batch_size asks for {total_rows:,} rows, but {end:,} are available before every source that has a weight"
