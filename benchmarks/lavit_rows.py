@@ -65,6 +65,9 @@ class LavitBatches(GlobalBatches):
             for start in range(0, len(mine), micro_batch_size)
         ]
 
+    def shares_consumed(self, step: int) -> dict[str, float]:
+        return {}
+
     def _document(self, rng: np.random.Generator, length: int) -> NDArray[np.int64]:
         """[IMG] codes [/IMG] caption EOS."""
         vocabulary = self.rows.vocabulary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from lavit_dist.checkpoint.hf import export_hf
@@ -10,11 +11,15 @@ from lavit_dist.checkpoint.llama_source import llama_source
 from lavit_dist.checkpoint.llama_state import check_layout, read_facts
 from lavit_dist.checkpoint.official import tokenizer_digest
 from lavit_dist.checkpoint.store import CheckpointStore
+from lavit_dist.config.mixture import SOLE_SOURCE, SourceConfig, weights_from_steps
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.global_batches import GlobalBatches
+from lavit_dist.data.hashing import stable_hash
 from lavit_dist.data.image_tokens import mixed_tokenizer
 from lavit_dist.data.kept_manifest import keep_manifest
 from lavit_dist.data.manifest import load_manifest
+from lavit_dist.data.mixed_rows import MixedRows
+from lavit_dist.data.mixture import Asked
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.engine.adamw import adamw_implementation
@@ -31,6 +36,8 @@ from lavit_dist.parallel.lean_imports import import_megatron
 from lavit_dist.parallel.topology import Layout, init_model_parallel
 
 logger = logging.getLogger(__name__)
+MIXTURE_SETTINGS = ("ids", "sources", "curriculum", "weigh_by")
+"""What a resumed run may change: a checkpoint knows id sets by their fingerprints, and from which row on weights were others."""
 
 
 def run(config: PretrainConfig) -> None:
@@ -42,7 +49,7 @@ def run(config: PretrainConfig) -> None:
         check_transformer_engine(config.precision)
     layout = Layout.of(config.parallel, world_size())
     layout.check_batch(config.global_batch_size, config.micro_batch_size)
-    folder = RunFolder(config.run_dir)
+    folder = RunFolder(config.run_dir, may_change=MIXTURE_SETTINGS)
     folder.check_config(config)
     if folder.done:
         logger.info("%s is already there", folder.model)
@@ -52,12 +59,15 @@ def run(config: PretrainConfig) -> None:
         check_layout(newest.folder, layout, config.parallel.zero_stage)
     batches = open_batches(config)
     rows = batches.rows
-    if newest is not None:
+    if newest is None:
+        batches.check_suffice(config.total_steps)
+        rows.log_phases(0)
+    else:
         batches.check_state(read_facts(newest.folder).data, folder.data)
     # A checkpoint replaces every weight that a run starts with: init_from may have moved since.
-    source = llama_source(config, rows.vocabulary, rows.manifest.encoding.visual_tokenizer) if newest is None else None
+    source = llama_source(config, rows.vocabulary, rows.encoding.visual_tokenizer) if newest is None else None
     frozen_names(config.model, config.parameters.freeze)
-    layout.check_vocabulary(batches.rows.vocabulary)
+    layout.check_vocabulary(rows.vocabulary)
 
     init_distributed(config.num_threads)
     import_megatron()
@@ -66,7 +76,8 @@ def run(config: PretrainConfig) -> None:
 
     folder.open(config)
     if rank() == 0:
-        keep_manifest(folder.data, rows.manifest, config.id_cache.storage_options)
+        for source_rows in rows.sources.values():
+            keep_manifest(folder.data, source_rows.manifest, config.id_cache.storage_options)
     run_training(
         Pretraining(config, layout, batches, source),
         total_steps=config.total_steps,
@@ -82,22 +93,46 @@ def open_batches(config: PretrainConfig) -> GlobalBatches:
 
     Rank 0 makes the checks that take long.
     """
+    sources = config.sources or {SOLE_SOURCE: SourceConfig(ids=str(config.ids))}
     text_tokenizer = TextTokenizer.load(config.text_tokenizer)
-    manifest = load_manifest(config.ids, config.id_cache.storage_options)
     visual = tokenizer_digest(config.visual_tokenizer) if config.visual_tokenizer and rank() == 0 else None
-    manifest.check_tokenizers(visual_tokenizer=visual, text_tokenizer=text_tokenizer.digest)
-    vocabulary = Vocabulary(text_tokenizer.vocab_size, manifest.encoding.codebook_size)
+    manifests = {name: load_manifest(source.ids, config.id_cache.storage_options) for name, source in sources.items()}
+    for manifest in manifests.values():
+        manifest.check_tokenizers(visual_tokenizer=visual, text_tokenizer=text_tokenizer.digest)
+    codebook_size = next(iter(manifests.values())).encoding.codebook_size
+    vocabulary = Vocabulary(text_tokenizer.vocab_size, codebook_size)
     if rank() == 0:
         mixed_tokenizer(text_tokenizer.folder, vocabulary)  # the export makes it again: better refused now than after the last step
-    rows = RowDataset(
-        config.ids,
-        vocabulary,
-        text_tokenizer.eos_id,
-        config.seq_len,
-        config.seed,
-        config.caption_dropout,
-        id_cache=config.id_cache,
-        verify=rank() == 0,
-        plans=Path(config.plan_cache or RunFolder(config.run_dir).data),
-    )
-    return GlobalBatches(rows, config.global_batch_size)
+    rows = {
+        name: RowDataset(
+            source.ids,
+            vocabulary,
+            text_tokenizer.eos_id,
+            config.seq_len,
+            source_seed(name, config.seed),
+            config.caption_dropout,
+            id_cache=config.id_cache,
+            verify=rank() == 0,
+            plans=Path(config.plan_cache or RunFolder(config.run_dir).data),
+        )
+        for name, source in sources.items()
+    }
+    asked = [
+        Asked(step * config.global_batch_size, _row_weights(config, rows, weights))
+        for step, weights in weights_from_steps(sources, config.curriculum)
+    ]
+    max_epochs = {name: source.max_epochs for name, source in sources.items() if source.max_epochs is not None}
+    mixed = MixedRows(rows, asked, max_epochs, config.total_steps * config.global_batch_size)
+    return GlobalBatches(mixed, config.global_batch_size)
+
+
+def source_seed(name: str, seed: int) -> int:
+    """The seed of a source's order and choices: sources with documents in common then don't show them at the same time."""
+    return seed if name == SOLE_SOURCE else stable_hash("source", seed, name) >> 1  # seeds are below 2**63
+
+
+def _row_weights(config: PretrainConfig, rows: Mapping[str, RowDataset], weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights of the sources' rows."""
+    if config.weigh_by == "tokens":
+        return dict(weights)
+    return {name: weight * rows[name].rows_before_epoch(1) / rows[name].num_documents for name, weight in weights.items()}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 from pydantic import NonNegativeFloat
 
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.id_cache import IdCacheConfig
+from lavit_dist.config.mixture import CurriculumConfig, SourceConfig, WeighBy, check_mixture
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.parameters import NewRows, ParametersConfig
 from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig, check_schedules
@@ -105,11 +107,19 @@ class PretrainConfig:
 
     run_dir: str
     """Folder of the run."""
-    ids: str
-    """One split of an id set, as data_prep/pretokenize.py writes it (such as ids/train): a folder, or a URL that fsspec can reach
-    (s3://bucket/ids/train)."""
+    ids: str | None = None
+    """All that the run trains on: one split of an id set, as data_prep/pretokenize.py writes it (such as ids/train), a folder, or a URL
+    that fsspec can reach (s3://bucket/ids/train)."""
     id_cache: IdCacheConfig = IdCacheConfig()
-    """Where shards of ids are kept, if `ids` is the URL of a store."""
+    """Where shards are kept, if `ids`, or that of a source, is the URL of a store."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Several id sets by name, in place of `ids`. A resumed run may change this, `curriculum` and `weigh_by`: that begins a phase at its
+    first row. A run that was begun with `ids` goes on as a mixture where it calls that set `ids` here."""
+    curriculum: tuple[CurriculumConfig, ...] = ()
+    """Other weights of the sources from later steps on, in order."""
+    weigh_by: WeighBy = "tokens"
+    """What the sources' weights are shares of: tokens, that is, rows, which are full but for a percent; or documents, whose mean number
+    in a row of the source's first epoch then divides its weight."""
     text_tokenizer: str
     """Hugging Face tokenizer folder that the ids were made with."""
     visual_tokenizer: str | None = None
@@ -156,6 +166,7 @@ class PretrainConfig:
 
     def validate(self) -> None:
         self._check_counts()
+        check_mixture(self.ids, self.sources, self.curriculum, self.weigh_by, self.total_steps)
         self._check_start()
         self._check_parallel()
 

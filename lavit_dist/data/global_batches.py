@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lavit_dist.data.kept_manifest import check_fingerprint
 from lavit_dist.data.micro_batch import MicroBatch, lay_out
+from lavit_dist.data.mixed_rows import MixedRows
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.errors import check
 
 
 class GlobalBatches:
-    """Step s trains on rows s*G to (s+1)*G of a `RowDataset`; row r of those goes to data rank r % data_size."""
+    """Step s trains on rows s*G to (s+1)*G, of one id set or a mixture; row r of those goes to data rank r % data_size."""
 
-    def __init__(self, rows: RowDataset, global_batch_size: int) -> None:
-        self.rows = rows
+    def __init__(self, rows: RowDataset | MixedRows, global_batch_size: int) -> None:
+        self.rows = rows if isinstance(rows, MixedRows) else MixedRows.of(rows)
         self.global_batch_size = global_batch_size
 
     def supervised_tokens(self, step: int) -> int:
@@ -45,25 +45,26 @@ class GlobalBatches:
             for start in range(0, len(mine), micro_batch_size)
         ]
 
+    def check_suffice(self, total_steps: int) -> None:
+        """Raises `UserError` when the rows end before `total_steps`."""
+        self.rows.check_suffice(total_steps * self.global_batch_size)
+
+    def shares_consumed(self, step: int) -> dict[str, float]:
+        """The share of each source in the rows before step `step`; nothing where there is one source alone."""
+        shares = self.rows.shares_consumed(step * self.global_batch_size)
+        return shares if len(shares) > 1 else {}
+
     def state(self, step: int) -> dict[str, Any]:
         """Where step `step` begins. Nothing in it depends on ranks."""
-        row = step * self.global_batch_size
-        return {
-            "fingerprint": self.rows.manifest.fingerprint,
-            "plan_digest": self.rows.plan_digest,
-            "seed": self.rows.seed,
-            "epoch": self.rows.locate(row)[0],
-            "rows_consumed": row,
-        }
+        return self.rows.state(step * self.global_batch_size)
 
     def check_state(self, state: Mapping[str, Any], kept: Path | None = None) -> None:
         """Raises `UserError` when a run with this `state` trained on other data or rows than these.
 
-        It names the shards that differ where the folder `kept` has the manifest that the run was started with.
+        It names the shards that differ where the folder `kept` has the manifests that the run was started with.
         """
-        check_fingerprint(state["fingerprint"], self.rows.manifest, kept)
-        check(
-            state["plan_digest"] == self.rows.plan_digest,
-            f"The checkpoint's rows were packed from {self.rows.manifest.folder} with another seed, seq_len, caption_dropout or version of the packer;"
-            " restore those settings, or start a new run.",
-        )
+        self.rows.check_state(state, kept)
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state`. Raises `UserError` when a run with it trained on other data or rows than these."""
+        self.rows.load_state(state)

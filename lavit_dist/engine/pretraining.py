@@ -91,6 +91,7 @@ class Pretraining:
         metrics = self._losses(sums) | {"learning_rate": factor * optimizer.learning_rate} | self._grad_norm()
         slots = self.config.global_batch_size * self.config.seq_len
         metrics |= {"tokens": sums.tokens, "padding": 1 - sums.tokens / slots, "data_wait": data_wait, "memory_gib": memory}
+        metrics |= {f"rows/{name}": share for name, share in self.batches.shares_consumed(step + 1).items()}
         if self.peak_flops is not None:
             flops = training_flops(self.config.model, self.vocabulary.size, sums.tokens, sums.attended)
             metrics["mfu"] = flops / (time.perf_counter() - start) / self.peak_flops / self.layout.world_size
@@ -106,7 +107,8 @@ class Pretraining:
 
     def load(self, folder: Path) -> None:
         check_layout(folder, self.layout, self.config.parallel.zero_stage)
-        self.batches.check_state(read_facts(folder).data)
+        self.batches.load_state(read_facts(folder).data)
+        self.batches.check_suffice(self.config.total_steps)
         self.engine.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)
         if self.checks is not None:
             self.checks.check_state(f"After loading {folder.name}")
@@ -118,7 +120,7 @@ class Pretraining:
             text_size=self.vocabulary.text_size,
             codebook_size=self.vocabulary.codebook_size,
             eos_id=self.batches.rows.eos_id,
-            visual_tokenizer_digest=self.batches.rows.manifest.encoding.visual_tokenizer,
+            visual_tokenizer_digest=self.batches.rows.encoding.visual_tokenizer,
             layout=layout_facts(self.layout, self.config.parallel.zero_stage),
             data=self.batches.state(step),
         )

@@ -40,8 +40,10 @@ images and tower lie may change, for checkpoints know the former by name and siz
 class RunFolder:
     """Paths of a run; `open` refuses a folder that belongs to a run with other settings."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, may_change: tuple[str, ...] = ()) -> None:
+        """`may_change` names settings that a resumed run may change beside `MAY_CHANGE`: the stage's state answers for them."""
         self.root = Path(root)
+        self.may_change = (*MAY_CHANGE, *may_change)
         self.config = self.root / "config.yaml"
         self.checkpoints = self.root / "checkpoints"
         self.data = self.root / "data"
@@ -66,7 +68,7 @@ class RunFolder:
             )
         then, now = _flatten(found), _flatten(to_dict(value))
         for key in sorted(then.keys() | now.keys()):
-            changeable = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+            changeable = any(key == name or key.startswith(f"{name}.") for name in self.may_change)
             if not changeable and then.get(key) != now.get(key):
                 raise UserError(
                     f"{self.root} belongs to a run with {key} = {then.get(key)!r}, but now {key} = {now.get(key)!r};"

@@ -51,7 +51,8 @@ def load(path: Path, *overrides: str):
     """The configuration in `path`, with a path for every setting that has to be given one."""
     cls = PretrainConfig if path.parent.name == "ladder" else CLASSES[path.stem]
     needed = [field for field in dataclasses.fields(cls) if field.default is field.default_factory is dataclasses.MISSING]
-    return load_config(cls, path, [*(f"{field.name}=given" for field in needed if field.type == "str"), *overrides])
+    given = [field.name for field in needed if field.type == "str"] + ["ids"] * (cls is PretrainConfig)
+    return load_config(cls, path, [*(f"{name}=given" for name in given), *overrides])
 
 
 def parameters(config: PretrainConfig) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from lavit_dist.config.base import build
+from lavit_dist.config.mixture import weights_from_steps
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.errors import UserError
 
@@ -18,7 +19,45 @@ LEGAL: dict[str, Any] = {
     "micro_batch_size": 2,
     "seq_len": 128,
 }
+SOURCES = {"pairs": {"ids": "ids/train", "weight": 0.7}, "text": {"ids": "text/train", "max_epochs": 2}}
+MIXTURE: dict[str, Any] = {"ids": None, "sources": SOURCES, "total_steps": 100}
 REFUSALS = [
+    ({"ids": None}, "Neither ids nor sources is set; give ids the folder of an id set, or sources several by name."),
+    (
+        {"sources": SOURCES},
+        "ids ids is one id set, and sources (pairs, text) are several; keep one of these settings, for one set or a mixture.",
+    ),
+    (
+        {"curriculum": [{"from_step": 1, "weights": {}}]},
+        "curriculum has no meaning with the one id set of ids; leave it out, or name id sets under sources.",
+    ),
+    ({"weigh_by": "documents"}, "weigh_by has no meaning with the one id set of ids"),
+    (
+        MIXTURE | {"sources": {"a.b": {"ids": "ids"}}},
+        "sources has the name 'a.b'; names may hold letters, digits, _ and -: choose one of those.",
+    ),
+    (MIXTURE | {"sources": {"text": {"ids": "ids", "max_epochs": 0}}}, "sources.text.max_epochs = 0 is not legal"),
+    (MIXTURE | {"sources": {"text": {"ids": "ids", "wieght": 1}}}, "did you mean 'sources.text.weight'?"),
+    (
+        MIXTURE | {"sources": {"text": {"ids": "ids", "weight": 0}}},
+        "From step 0 on every source has the weight 0; give one a weight in sources.",
+    ),
+    (
+        MIXTURE | {"curriculum": [{"from_step": 10, "weights": {"pairs": 0, "text": 0}}]},
+        "From step 10 on every source has the weight 0; give one a weight in curriculum from_step 10.",
+    ),
+    (
+        MIXTURE | {"curriculum": [{"from_step": 10, "weights": {"pears": 1}}]},
+        "curriculum from_step 10 weighs pears, which sources lacks; choose of pairs, text.",
+    ),
+    (
+        MIXTURE | {"curriculum": [{"from_step": 10, "weights": {}}, {"from_step": 10, "weights": {}}]},
+        "curriculum has from_step 10 after 10, with total_steps 100; let steps rise, below total_steps.",
+    ),
+    (
+        MIXTURE | {"curriculum": [{"from_step": 100, "weights": {"pairs": 1}}]},
+        "curriculum has from_step 100 after 0, with total_steps 100; let steps rise, below total_steps.",
+    ),
     (
         {"optimizer": {"schedule": "wsd"}, "total_steps": 7},
         "total_steps 7 with optimizer.decay_share 0.2 and a warm-up of 0 leaves the schedule wsd fewer than 2 steps to fall in, the first"
@@ -121,7 +160,19 @@ def test_what_does_not_go_together_is_refused(changes: dict[str, Any], sentence:
         {"parallel": {"offload_optimizer": True, "offload_parameters": True, "zero_stage": 3}},
         {"activation_checkpointing": {"mode": "selective", "every": 4}, "compile": True},
         {"optimizer": {"schedule": "wsd", "decay_shape": "linear", "min_learning_rate": 1e-5}, "total_steps": 8},
+        MIXTURE | {"curriculum": [{"from_step": 10, "weights": {"pairs": 0}}, {"from_step": 20, "weights": {"pairs": 1}}]},
+        MIXTURE | {"weigh_by": "documents"},
     ],
 )
 def test_what_goes_together_is_not(changes: dict[str, Any]) -> None:
     build(PretrainConfig, LEGAL | changes)
+
+
+def test_a_curriculum_leaves_the_weights_that_it_does_not_name() -> None:
+    curriculum = [{"from_step": 10, "weights": {"pairs": 0}}, {"from_step": 20, "weights": {"text": 0.5, "pairs": 2}}]
+    value = build(PretrainConfig, LEGAL | MIXTURE | {"curriculum": curriculum})
+    assert weights_from_steps(value.sources, value.curriculum) == [
+        (0, {"pairs": 0.7, "text": 1.0}),
+        (10, {"pairs": 0.0, "text": 1.0}),
+        (20, {"pairs": 2.0, "text": 0.5}),
+    ]

@@ -128,24 +128,31 @@ def test_a_row_is_laid_out_as_documented(rows):
 @pytest.mark.parametrize("global_batch_size", [1, 4, 7])
 def test_a_run_resumed_at_any_step_equals_the_straight_one(folder, global_batch_size):
     straight = GlobalBatches(rows_of(folder), global_batch_size)
-    steps = 2 * straight.rows.rows_before_epoch(1) // global_batch_size + 2
+    steps = 2 * rows_of(folder).rows_before_epoch(1) // global_batch_size + 2
     expected = [joined(straight.micro_batches(step, 0, 1, global_batch_size)) for step in range(steps)]
     for step in range(steps):
         resumed = GlobalBatches(rows_of(folder, verify=False), global_batch_size)
-        resumed.check_state(straight.state(step))
+        resumed.load_state(straight.state(step))
         assert same(joined(resumed.micro_batches(step, 0, 1, global_batch_size)), expected[step])
 
 
 def test_the_state_knows_the_epoch_and_nothing_of_ranks(rows):
     batches = GlobalBatches(rows, 5)
     border = rows.rows_before_epoch(1)
-    assert batches.state(0)["epoch"] == 0
-    assert batches.state(-(-border // 5)) == {
-        "fingerprint": rows.manifest.fingerprint,
-        "plan_digest": rows.plan_digest,
-        "seed": 0,
-        "epoch": 1,
-        "rows_consumed": -(-border // 5) * 5,
+    assert batches.state(0)["sources"]["ids"]["epoch"] == 0
+    consumed = -(-border // 5) * 5
+    assert batches.state(consumed // 5) == {
+        "sources": {
+            "ids": {
+                "fingerprint": rows.manifest.fingerprint,
+                "plan_digest": rows.plan_digest,
+                "seed": 0,
+                "epoch": 1,
+                "rows_consumed": consumed,
+            }
+        },
+        "phases": [{"first_row": 0, "rows_per_million": {"ids": 1_000_000}}],
+        "rows_consumed": consumed,
     }
 
 
@@ -165,14 +172,14 @@ def test_the_plan_digest_changes_with_every_setting(folder, rows, changed):
     other = rows_of(folder, **changed)
     assert other.plan_digest != rows.plan_digest
     with pytest.raises(UserError, match="with another seed, seq_len, caption_dropout"):
-        GlobalBatches(other, 4).check_state(GlobalBatches(rows, 4).state(3))
+        GlobalBatches(other, 4).load_state(GlobalBatches(rows, 4).state(3))
 
 
 def test_another_data_set_is_refused_on_resume(rows, tmp_path, write_id_set):
     write_id_set(tmp_path, SHARDS[::-1])
     state = GlobalBatches(rows, 4).state(3)
     with pytest.raises(UserError, match=f"trained on the id set {rows.manifest.fingerprint[:16]}"):
-        GlobalBatches(rows_of(tmp_path), 4).check_state(state)
+        GlobalBatches(rows_of(tmp_path), 4).load_state(state)
 
 
 def test_documents_longer_than_a_row_are_left_out_with_a_warning(tmp_path, write_id_set, caplog):

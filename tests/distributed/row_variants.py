@@ -34,8 +34,14 @@ class WholeBatches(ABC):
     def state(self, step: int) -> dict[str, Any]:
         return self.packed.state(step)
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        self.packed.check_state(state)
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.packed.load_state(state)
+
+    def check_suffice(self, total_steps: int) -> None:
+        self.packed.check_suffice(total_steps)
+
+    def shares_consumed(self, step: int) -> dict[str, float]:
+        return self.packed.shares_consumed(step)
 
 
 class OneDocumentPerRow(WholeBatches):

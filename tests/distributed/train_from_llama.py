@@ -26,7 +26,7 @@ def main(config_path: str, out: Path) -> None:
     config = load_config(PretrainConfig, config_path)
     layout = Layout.of(config.parallel, world_size())
     batches = open_batches(config)
-    source = llama_source(config, batches.rows.vocabulary, batches.rows.manifest.encoding.visual_tokenizer)
+    source = llama_source(config, batches.rows.vocabulary, batches.rows.encoding.visual_tokenizer)
     init_distributed(config.num_threads)
     import_megatron()
     init_model_parallel(layout)

@@ -69,6 +69,8 @@ REFUSALS = {
     "apex's optimizer without apex": (1, ["optimizer.implementation=apex"], "choose torch, or auto"),
     "Transformer Engine that isn't installed": (1, ["attention=transformer_engine"], "set attention to torch"),
     "a missing id set": (1, ["ids=nowhere"], "nowhere holds no id set"),
+    "a missing id set among several": (1, ["ids=null", "sources.text.ids=nowhere"], "nowhere holds no id set"),
+    "one id set and several": (1, ["sources.text.ids=nowhere"], "keep one of these settings"),
     "a missing text tokenizer": (1, ["text_tokenizer=nowhere"], "nowhere is not a tokenizer folder"),
     "a missing visual tokenizer": (1, ["visual_tokenizer=nowhere"], "nowhere"),
 }
@@ -92,6 +94,14 @@ def refused(settings: dict[str, Any], folder: Path, processes: int, overrides: S
 def test_refused(name: str, pretrain_settings: dict[str, Any], tmp_path: Path, monkeypatch, capfd) -> None:
     processes, overrides, sentence = REFUSALS[name]
     assert sentence in refused(pretrain_settings, tmp_path, processes, overrides, monkeypatch, capfd)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_rows_than_there_are(pretrain_settings, tmp_path: Path, monkeypatch, capfd) -> None:
+    overrides = ["ids=null", f"sources.pairs.ids={pretrain_settings['ids']}", "sources.pairs.max_epochs=1", "total_steps=1000"]
+    said = refused(pretrain_settings, tmp_path, 1, overrides, monkeypatch, capfd)
+    assert "total_steps x global_batch_size asks for 8,000 rows, but " in said
+    assert "with max_epochs 1); raise or leave out max_epochs" in said
     assert not (tmp_path / "run").exists()
 
 
