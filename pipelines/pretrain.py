@@ -13,6 +13,7 @@ from lavit_dist.checkpoint.official import tokenizer_digest
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.mixture import SOLE_SOURCE, SourceConfig, weights_from_steps
 from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.data.epoch_plan import DEFAULT_FOLDER
 from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.hashing import stable_hash
 from lavit_dist.data.image_tokens import mixed_tokenizer
@@ -113,7 +114,7 @@ def open_batches(config: PretrainConfig) -> GlobalBatches:
             config.caption_dropout,
             id_cache=config.id_cache,
             verify=rank() == 0,
-            plans=Path(config.plan_cache or RunFolder(config.run_dir).data),
+            plans=Path(config.plan_cache or DEFAULT_FOLDER).expanduser(),
         )
         for name, source in sources.items()
     }

@@ -74,6 +74,7 @@ def pretrain_settings(write_id_set: Callable[..., Manifest], tmp_path_factory: p
     return {
         "ids": str(folder / "ids"),
         "text_tokenizer": str(folder / "text_tokenizer"),
+        "plan_cache": str(folder / "plans"),
         "model": {
             "hidden_size": 64,
             "num_layers": 4,

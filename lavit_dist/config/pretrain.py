@@ -148,7 +148,8 @@ class PretrainConfig:
     micro_batch_size: int
     """Rows per forward pass of one process."""
     plan_cache: str | None = None
-    """Folder that keeps packing plans, each named by all that decides it; None is RUN_DIR/data. Runs over the same ids may share one."""
+    """Folder that keeps packing plans, each named by all that decides it; None is
+    ~/.cache/lavit_dist/plans, which runs over the same ids share."""
     seq_len: int = 2048
     """Tokens per row."""
     caption_dropout: float = 0.1

@@ -15,10 +15,10 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from lavit_dist.errors import UserError
 from lavit_dist.files import write_atomically
 
 logger = logging.getLogger(__name__)
+DEFAULT_FOLDER = Path("~/.cache/lavit_dist/plans")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class EpochPlan:
 def planned(path: Path | None, num_blocks: int, pack_block: Callable[[int], EpochPlan], threads: int | None = None) -> EpochPlan:
     """The plan of an epoch, read from `path` or made of `pack_block`'s, block by block on `threads` (None: one per core), and then kept there.
 
-    Of processes that ask for one `path`, one makes the plan and the others wait for it. Without `path` nothing is read or kept. Raises
-    `UserError` when it can't be kept.
+    Of processes that ask for one `path`, one makes the plan and the others wait for it. Without `path` nothing is read or kept. A plan
+    that can't be kept is made all the same, with a warning.
     """
     if path is None:
         return _made(num_blocks, pack_block, threads)
@@ -72,9 +72,11 @@ def planned(path: Path | None, num_blocks: int, pack_block: Callable[[int], Epoc
                 kept.write(path)
             return kept
     except OSError as error:
-        raise UserError(
-            f"The packing plan {path} can't be kept ({error.strerror or error}); set plan_cache to a folder that can be written."
-        ) from error
+        logger.warning(
+            "the packing plan can't be kept in %s (%s), so that every start makes it again; set plan_cache to a folder that can be written",
+            path.parent, error.strerror or error,
+        )  # fmt: skip
+        return _made(num_blocks, pack_block, threads)
 
 
 def _made(num_blocks: int, pack_block: Callable[[int], EpochPlan], threads: int | None) -> EpochPlan:

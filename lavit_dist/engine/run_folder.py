@@ -4,8 +4,7 @@ RUN_DIR/config.yaml      the resolved configuration
 RUN_DIR/metrics.jsonl    a record per step
 RUN_DIR/tensorboard/     the same for TensorBoard
 RUN_DIR/checkpoints/     steps to resume from
-RUN_DIR/data/            of pretraining: how many rows the documents of each epoch fill, and the manifest of the ids, which tells what
-                         changed if they are not the same on resume
+RUN_DIR/data/            of pretraining: the manifest of the ids, which tells what changed if they are not the same on resume
 RUN_DIR/model/           the product; it appears whole when the run is done
 """
 
