@@ -15,12 +15,16 @@ from lavit_dist.parallel.distributed import free_port
 
 POLL_SECONDS = 0.1
 ALL_LAYOUTS = "--all-layouts"
+LAYOUTS_FOLDER = "--layouts-folder"
 HOURS = 3 * 3600.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         ALL_LAYOUTS, action="store_true", help="train on every legal layout, not on a selection; writes docs/layouts.md"
+    )
+    parser.addoption(
+        LAYOUTS_FOLDER, type=Path, help="keep the runs there, and go on where a stopped one with the same code stopped"
     )
 
 
@@ -35,6 +39,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def all_layouts(request: pytest.FixtureRequest) -> bool:
     """Whether every layout is asked for. The option is there only where pytest was given this folder."""
     return bool(request.config.getoption(ALL_LAYOUTS, default=False))
+
+
+@pytest.fixture(scope="session")
+def layouts_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs under all settings are kept."""
+    kept: Path | None = request.config.getoption(LAYOUTS_FOLDER, default=None)
+    return kept.absolute() if kept else tmp_path_factory.mktemp("layouts")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from lavit_dist.config.base import build, save_config
+from lavit_dist.config.base import build, load_config, save_config, to_dict
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT
 from lavit_dist.models.vocabulary import Vocabulary
@@ -36,6 +36,8 @@ MODEL = {
 OPTIMIZER = {"learning_rate": 5e-4, "warmup_steps": 3, "gradient_clipping": 0.65}
 """At larger learning rates rounding grows from step to step (docs/layouts.md); some steps are clipped, others are not."""
 SECONDS_PER_SETTING = 60
+PER_LAUNCH = 16
+"""Settings in one launch: communicators of finished settings keep their threads, and slow down those that follow."""
 RANKS = [pytest.param(size, marks=pytest.mark.xdist_group(f"{size} ranks")) for size in (1, 2, 4, 8)]
 Steps = list[dict[str, float]]
 
@@ -51,25 +53,32 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def config(pretrain_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
-    run_dir = str(tmp_path_factory.mktemp("layouts"))
-    return build(
-        PretrainConfig, pretrain_settings | {"run_dir": run_dir, "total_steps": STEPS, "model": MODEL, "optimizer": OPTIMIZER}
-    )
+def config(pretrain_settings: dict[str, Any], layouts_folder: Path) -> PretrainConfig:
+    changes = {"run_dir": str(layouts_folder), "total_steps": STEPS, "model": MODEL, "optimizer": OPTIMIZER}
+    config = build(PretrainConfig, pretrain_settings | changes)
+    saved = layouts_folder / "config.yaml"
+    if saved.exists():
+        then, now = (to_dict(value) for value in (load_config(PretrainConfig, saved), config))
+        different = {name for name in now if now[name] != then[name]} - {"run_dir", "ids", "text_tokenizer"}
+        assert not different, f"{layouts_folder} has runs with other settings: {sorted(different)}"
+    return config
 
 
 @pytest.fixture(scope="module")
 def train(config: PretrainConfig, run_ranks: Callable[..., None]) -> Callable[[list[Setting]], list[Trained]]:
-    """`train(settings)`: their runs, all of one number of ranks, in one launch."""
+    """`train(settings)`: their runs, all of one number of ranks, `PER_LAUNCH` of those that aren't there yet in one launch."""
 
     def launch(settings: list[Setting]) -> list[Trained]:
         out, (world_size,) = Path(config.run_dir), {setting.world_size for setting in settings}
         save_config(config, out / "config.yaml")
         listed = out / f"settings-{world_size}.json"
-        listed.write_text(json.dumps([dataclasses.asdict(setting) for setting in settings]))
         program = Path(__file__).with_name("train_on_layouts.py")
         arguments = [str(out / "config.yaml"), str(listed), str(out)]
-        run_ranks(program, world_size, *arguments, timeout=SECONDS_PER_SETTING * (1 + len(settings)))
+        ahead = [setting for setting in settings if not (out / setting.name / "metrics.json").exists()]
+        for first in range(0, len(ahead), PER_LAUNCH):
+            now = ahead[first : first + PER_LAUNCH]
+            listed.write_text(json.dumps([dataclasses.asdict(setting) for setting in now]))
+            run_ranks(program, world_size, *arguments, timeout=SECONDS_PER_SETTING * (1 + len(now)))
         metrics = [json.loads((out / setting.name / "metrics.json").read_text()) for setting in settings]
         return [Trained(setting, out / setting.name, **steps) for setting, steps in zip(settings, metrics, strict=True)]
 

@@ -93,9 +93,9 @@ def run(setting: Setting, config: PretrainConfig, layout: Layout, batches: Globa
         again.load(store.step_folder(SAVED_STEP))
         resumed = train(again, SAVED_STEP, config.total_steps)
     if rank() == 0:
-        (folder / "metrics.json").write_text(json.dumps({"straight": straight, "resumed": resumed}))
         if setting.resumes:
             export_hf(store.step_folder(config.total_steps), folder / "model", config.text_tokenizer)
+        (folder / "metrics.json").write_text(json.dumps({"straight": straight, "resumed": resumed}))  # the last: the run is whole
     barrier()
 
 
