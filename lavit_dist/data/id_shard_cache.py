@@ -76,6 +76,8 @@ class IdShardCache:
     def drop_damaged(self, digest: str, size: int) -> bool:
         """Removes the shard if it is there and its digest is wrong; returns whether it was so."""
         path = self.path(digest, size)
+        if not path.exists():
+            return False
         with self._turn(path.name):
             if not path.exists() or (_is_whole(path, size) and sha256(path) == digest):
                 return False
@@ -129,10 +131,11 @@ class IdShardCache:
             lock.acquire(timeout=0)
         except (Timeout, OSError):
             return False  # a process is at work, or it is another user's
-        with lock:
+        try:
             path.unlink(missing_ok=True)
             Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        finally:
+            lock.release()
         return True
 
 
