@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavit_dist.config.mixture import SOLE_SOURCE
-from lavit_dist.data.id_shard import Encoding
 from lavit_dist.data.kept_manifest import check_fingerprint
 from lavit_dist.data.mixture import MILLION, Asked, Phase, plan
 from lavit_dist.data.rows import RowDataset
-from lavit_dist.errors import check
-from lavit_dist.models.vocabulary import Vocabulary
+from lavit_dist.errors import UserError, check
 
 logger = logging.getLogger(__name__)
 ENCODED_ALIKE = ("text_tokenizer", "visual_tokenizer", "text_vocab_size", "codebook_size")
@@ -40,9 +38,11 @@ class MixedRows:
         self.sources = dict(sources)
         self.asked = asked
         self.max_epochs = max_epochs or {}
-        self._first = next(iter(sources.values()))
+        first = next(iter(sources.values()))
+        self.vocabulary, self.eos_id, self.seq_len = first.vocabulary, first.eos_id, first.seq_len
+        self.encoding = first.manifest.encoding
         for rows in sources.values():
-            self._check_alike(rows)
+            _check_alike(first, rows)
         limits = {name: self._limit(name, epochs, total_rows) for name, epochs in self.max_epochs.items()}
         self.limits = {name: limit for name, limit in limits.items() if limit is not None}
         self.mixture = plan(asked, self.limits)
@@ -52,23 +52,6 @@ class MixedRows:
     def of(cls, rows: RowDataset) -> MixedRows:
         """The rows of one set, as they are."""
         return cls({SOLE_SOURCE: rows}, [Asked(0, {SOLE_SOURCE: 1.0})])
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self._first.vocabulary
-
-    @property
-    def eos_id(self) -> int:
-        return self._first.eos_id
-
-    @property
-    def seq_len(self) -> int:
-        return self._first.seq_len
-
-    @property
-    def encoding(self) -> Encoding:
-        """What turned pairs into ids; its tokenizers are those of every source."""
-        return self._first.manifest.encoding
 
     def supervised_tokens(self, row: int) -> int:
         """Tokens of a row that have a label."""
@@ -86,8 +69,7 @@ class MixedRows:
         if end is None or end >= total_rows:
             return
         sizes = [f"{name} {limit:,} with max_epochs {self.max_epochs[name]}" for name, limit in sorted(self.limits.items())]
-        check(
-            False,
+        raise UserError(
             f"total_steps x global_batch_size asks for {total_rows:,} rows, but {end:,} are available before every source that has a weight"
             f" is used up ({', '.join(sizes)}); raise or leave out max_epochs of one of sources, give another a weight, or lower"
             " total_steps.",
@@ -125,7 +107,7 @@ class MixedRows:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state`: weights that are now others begin a phase there, and sources that are gone give no more rows.
 
-        Raises `UserError` when a source holds other data or rows than those that were trained on, and when too little is left.
+        Raises `UserError` when a source holds other data or rows than those that were trained on.
         """
         state = _in_todays_form(state)
         saved, row = state["sources"], state["rows_consumed"]
@@ -154,18 +136,9 @@ class MixedRows:
                 logger.info("shares of rows from row %d on: %s", phase.first_row, shares)
 
     def shares_consumed(self, row: int) -> dict[str, float]:
-        """The share that each source has in the first `row` rows."""
+        """The share that each source has in the first `row` rows, of which there is at least one."""
         consumed = self.mixture.consumed(row)
         return {name: consumed.get(name, 0) / row for name in sorted(consumed.keys() | self.sources.keys())}
-
-    def _check_alike(self, rows: RowDataset) -> None:
-        for field in ENCODED_ALIKE:
-            ours, theirs = (getattr(one.manifest.encoding, field) for one in (self._first, rows))
-            check(
-                ours == theirs,
-                f"The sources of a run must share their tokenizers, but {field} is {ours} in {self._first.manifest.folder} and {theirs} in"
-                f" {rows.manifest.folder}; make both with the same tokenizers, or leave one of them out.",
-            )
 
     def _limit(self, name: str, epochs: int, total_rows: int | None) -> int | None:
         """Rows of `epochs` epochs of a source; None as soon as it is clear that the run ends before."""
@@ -192,3 +165,13 @@ def _in_todays_form(state: Mapping[str, Any]) -> Mapping[str, Any]:
         return state
     phases = [{"first_row": 0, "rows_per_million": {SOLE_SOURCE: MILLION}}]
     return {"sources": {SOLE_SOURCE: dict(state)}, "phases": phases, "rows_consumed": state["rows_consumed"]}
+
+
+def _check_alike(first: RowDataset, other: RowDataset) -> None:
+    for field in ENCODED_ALIKE:
+        ours, theirs = (getattr(rows.manifest.encoding, field) for rows in (first, other))
+        check(
+            ours == theirs,
+            f"The sources of a run must share their tokenizers, but {field} is {ours} in {first.manifest.folder} and {theirs} in"
+            f" {other.manifest.folder}; make both with the same tokenizers, or leave one of them out.",
+        )

@@ -73,6 +73,9 @@ class Mixture:
         self.phases: list[Phase] = []
         self.end: int | None = None
         """The first row that no source is left for; None when there is none."""
+        self._first_rows: list[int] = []
+        self._names: list[tuple[str, ...]] = []
+        self._periods: list[tuple[int, ...]] = []
         self._before: list[dict[str, int]] = []
         for phase in phases:
             self.append(phase)
@@ -82,27 +85,28 @@ class Mixture:
         assert phase.first_row >= self.phases[-1].first_row if self.phases else phase.first_row == 0
         assert sum(phase.shares.values()) == MILLION and min(phase.shares.values()) > 0
         self._before.append(self.consumed(phase.first_row))
+        self._first_rows.append(phase.first_row)
+        self._names.append(tuple(phase.shares))
+        self._periods.append(_period(phase.shares))
         self.phases.append(phase)
 
     def locate(self, row: int) -> tuple[str, int]:
         """The source of a row, and which of the source's rows it is."""
         if self.end is not None and row >= self.end:
             raise IndexError(f"row {row} has no source: all are used up after {self.end} rows")
-        index = self._phase_of(row)
-        phase, cycle = self.phases[index], shares_cycle(self.phases[index].shares)
-        offset = row - phase.first_row
-        source = int(cycle.source_of[offset % len(cycle)])
-        name = list(phase.shares)[source]
-        periods = offset // len(cycle)
-        within = periods * len(cycle.rows_of[source]) + int(cycle.number_of[offset % len(cycle)])
-        return name, self._before[index].get(name, 0) + within
+        index = bisect.bisect_right(self._first_rows, row) - 1
+        offset, cycle = row - self._first_rows[index], _cycle(self._periods[index])
+        periods, rest = divmod(offset, len(cycle))
+        source = int(cycle.source_of[rest])
+        name = self._names[index][source]
+        return name, self._before[index].get(name, 0) + periods * len(cycle.rows_of[source]) + int(cycle.number_of[rest])
 
     def consumed(self, row: int) -> dict[str, int]:
         """Rows of each source among the first `row` rows."""
         if not self.phases:
             return {}
-        index = self._phase_of(row)
-        phase, cycle = self.phases[index], shares_cycle(self.phases[index].shares)
+        index = bisect.bisect_right(self._first_rows, row) - 1
+        phase, cycle = self.phases[index], _cycle(self._periods[index])
         consumed = dict(self._before[index])
         for source, name in enumerate(phase.shares):
             consumed[name] = consumed.get(name, 0) + cycle.rows_before(source, row - phase.first_row)
@@ -110,13 +114,10 @@ class Mixture:
 
     def used_up(self, limits: Mapping[str, int]) -> int | None:
         """The first row by which a source of the last phase has given all of its `limits`; None when it goes on for ever."""
-        phase, cycle = self.phases[-1], shares_cycle(self.phases[-1].shares)
+        phase, cycle = self.phases[-1], _cycle(self._periods[-1])
         left = {name: limits[name] - self._before[-1].get(name, 0) for name in phase.shares if name in limits}
         rows = [cycle.row_after(source, left[name]) for source, name in enumerate(phase.shares) if name in left]
         return phase.first_row + min(rows) if rows else None
-
-    def _phase_of(self, row: int) -> int:
-        return bisect.bisect_right(self.phases, row, key=lambda phase: phase.first_row) - 1
 
 
 def plan(asked: Sequence[Asked], limits: Mapping[str, int], history: Sequence[Phase] = (), first_row: int = 0) -> Mixture:
@@ -156,8 +157,13 @@ def row_shares(weights: Mapping[str, float]) -> Shares:
 
 def shares_cycle(shares: Shares) -> Cycle:
     """The order in which sources give rows under `shares`, in the order of their names there."""
+    return _cycle(_period(shares))
+
+
+def _period(shares: Shares) -> tuple[int, ...]:
+    """Rows of each source in the shortest period."""
     common = math.gcd(*shares.values())
-    return _cycle(tuple(share // common for share in shares.values()))
+    return tuple(share // common for share in shares.values())
 
 
 @lru_cache(maxsize=CACHED_CYCLES)

@@ -40,9 +40,9 @@ class RunFolder:
     """Paths of a run; `open` refuses a folder that belongs to a run with other settings."""
 
     def __init__(self, root: str | Path, may_change: tuple[str, ...] = ()) -> None:
-        """`may_change` names settings that a resumed run may change beside `MAY_CHANGE`: the stage's state answers for them."""
+        """`may_change` names settings that a run may change, beside `MAY_CHANGE`, until it is done: its checkpoints answer for them."""
         self.root = Path(root)
-        self.may_change = (*MAY_CHANGE, *may_change)
+        self.may_change = may_change
         self.config = self.root / "config.yaml"
         self.checkpoints = self.root / "checkpoints"
         self.data = self.root / "data"
@@ -65,9 +65,10 @@ class RunFolder:
             raise UserError(
                 f"{self.config} is damaged: it holds no settings; remove it if the settings of this run are those of the runs before."
             )
+        may_change = MAY_CHANGE if self.done else (*MAY_CHANGE, *self.may_change)
         then, now = _flatten(found), _flatten(to_dict(value))
         for key in sorted(then.keys() | now.keys()):
-            changeable = any(key == name or key.startswith(f"{name}.") for name in self.may_change)
+            changeable = any(key == name or key.startswith(f"{name}.") for name in may_change)
             if not changeable and then.get(key) != now.get(key):
                 raise UserError(
                     f"{self.root} belongs to a run with {key} = {then.get(key)!r}, but now {key} = {now.get(key)!r};"

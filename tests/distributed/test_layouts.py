@@ -197,7 +197,7 @@ def test_the_export_says_how_its_ids_are_read(trained: list[Trained], config: Pr
             meaning = json.loads((run.folder / "model" / "lavit.json").read_text())
             assert Vocabulary(meaning["text_size"], meaning["codebook_size"]) == rows.vocabulary
             assert meaning["eos_id"] == rows.eos_id
-            assert meaning["visual_tokenizer_digest"] == rows.manifest.encoding.visual_tokenizer
+            assert meaning["visual_tokenizer_digest"] == rows.encoding.visual_tokenizer
             assert (run.folder / "model" / "tokenizer.json").exists()
 
 

@@ -59,6 +59,16 @@ def test_what_changes_no_result_may_change(tmp_path: Path, override: str) -> Non
     assert override.rpartition(".")[2].partition("=")[0] in (tmp_path / "config.yaml").read_text()
 
 
+def test_what_checkpoints_answer_for_may_change_until_the_run_is_done(tmp_path: Path) -> None:
+    open_run(tmp_path)
+    other = load_config(SmallConfig, None, [f"run_dir={tmp_path}", "total_steps=11"])
+    run = RunFolder(tmp_path, may_change=("total_steps",))
+    run.check_config(other)
+    run.publish(lambda folder: (folder / "whole.bin").write_text("whole") and None)
+    with pytest.raises(UserError, match="total_steps = 10, but now total_steps = 11"):
+        run.check_config(other)
+
+
 def test_the_product_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     run = open_run(tmp_path)
 
