@@ -91,6 +91,7 @@ def open_batches(config: PretrainConfig) -> GlobalBatches:
         config.seq_len,
         config.seed,
         config.caption_dropout,
+        config.documents,
         verify=rank() == 0,
     )
     return GlobalBatches(rows, config.global_batch_size)

@@ -21,32 +21,20 @@ Segment = tuple[int, IntArray]
 
 @dataclass(frozen=True)
 class DocumentTable:
-    """What packing needs to know of every document: no payload is read for it."""
+    """What is known of every document of a set: no payload is read for it."""
 
-    hashes: UInt64Array
-    """`document_hash` of each document."""
     full_lengths: NDArray[np.int64]
     """Tokens with the caption: segments, [IMG] and [/IMG] around each image, EOS."""
-    short_lengths: NDArray[np.int64]
-    """Tokens without the caption; equal to `full_lengths` for what is not a pair and so never loses its text."""
     shard_starts: NDArray[np.int64]
     """Shard i holds documents `shard_starts[i]` to `shard_starts[i + 1]`."""
 
     @classmethod
     def of(cls, shards: Sequence[IdShard]) -> DocumentTable:
         """The table of the documents in `shards`, in that order."""
-        lengths = [_lengths(shard) for shard in shards]
         return cls(
-            hashes=np.concatenate([shard.document_hash for shard in shards]),
-            full_lengths=np.concatenate([full for full, _ in lengths]),
-            short_lengths=np.concatenate([short for _, short in lengths]),
+            full_lengths=np.concatenate([full_lengths(shard) for shard in shards]),
             shard_starts=np.cumsum([0, *map(len, shards)]),
         )
-
-    def lengths(self, documents: IntArray, seed: int, epoch: int, caption_dropout: float) -> NDArray[np.int64]:
-        """Tokens of `documents` in an epoch."""
-        dropped = caption_dropped(self.hashes[documents], seed, epoch, caption_dropout)
-        return np.where(dropped, self.short_lengths[documents], self.full_lengths[documents])
 
 
 def caption_dropped(hashes: UInt64Array, seed: int, epoch: int, caption_dropout: float) -> NDArray[np.bool_]:
@@ -80,13 +68,8 @@ def to_tokens(segments: list[Segment], vocabulary: Vocabulary, eos_id: int) -> N
     return np.concatenate([*pieces, [eos_id]])
 
 
-def _lengths(shard: IdShard) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens of each document with and without its caption."""
-    segments = np.diff(shard.segment_starts)
-    owner = np.repeat(np.arange(len(shard)), segments)
-    image_of = shard.segment_kinds == IMAGE
-    images = np.bincount(owner, weights=image_of, minlength=len(shard)).astype(np.int64)
-    text_ids = np.bincount(owner, weights=shard.segment_lengths * ~image_of, minlength=len(shard)).astype(np.int64)
-    full = np.diff(shard.id_starts) + 2 * images + 1
-    pair = (segments == 2) & (images == 1)
-    return full, full - text_ids * pair
+def full_lengths(shard: IdShard) -> NDArray[np.int64]:
+    """Tokens of each document of a shard with its caption."""
+    owner = np.repeat(np.arange(len(shard)), np.diff(shard.segment_starts))
+    images = np.bincount(owner, weights=shard.segment_kinds == IMAGE, minlength=len(shard)).astype(np.int64)
+    return np.diff(shard.id_starts) + 2 * images + 1

@@ -171,6 +171,17 @@ class IdShard:
     def __len__(self) -> int:
         return len(self.document_hash)
 
+    @property
+    def caption_index(self) -> NDArray[np.uint16]:
+        """Which of the captions of its pair each document holds."""
+        indices: NDArray[np.uint16] = self._columns["caption_index"].to_numpy()
+        return indices
+
+    @property
+    def source(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Where the image of each document lies: a number that stands for the tar, and the offset in it."""
+        return self._columns["source_shard"].indices.to_numpy(), self._columns["source_offset"].to_numpy()
+
     def column(self, name: str) -> list[Any]:
         """A whole column as Python values, for looking at."""
         values: list[Any] = self._columns[name].to_pylist()

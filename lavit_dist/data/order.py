@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 BLOCK_DOCUMENTS = 65_536
 """Documents that are shuffled and packed together, at least: smaller blocks waste more in their last, unfilled rows."""
 
-SHARDS, DOCUMENTS, ROWS, ORIENTATION, CAPTION_DROPOUT, IMAGES = range(6)
+SHARDS, DOCUMENTS, ROWS, ORIENTATION, CAPTION_DROPOUT, IMAGES, CAPTIONS = range(7)
 """What a hash is for; equal seeds then give unrelated values for different uses."""
 
 UInt64Array = NDArray[np.uint64]
