@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavit_dist.data.documents import DocumentTable, arrange, caption_dropped, text_first, to_tokens
-from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, IdShard, write_id_shard
+from lavit_dist.data.id_shard import IMAGE, TEXT, IdDocument, IdShard
 from lavit_dist.models.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(50, 70)
@@ -54,13 +54,43 @@ SEGMENTS = st.lists(st.tuples(st.sampled_from([TEXT, IMAGE]), st.lists(st.intege
 
 
 @given(st.lists(SEGMENTS, min_size=1, max_size=6))
-def test_the_table_knows_the_length_of_every_document(tmp_path_factory, documents):
-    path = tmp_path_factory.mktemp("shard") / "shard-00000.arrow"
-    made = [IdDocument(str(index), 0, segments, b"", "", ("tar", 0, 0)) for index, segments in enumerate(documents)]
-    write_id_shard(path, made, encoding=Encoding("v", "t", "p", "s", 50, 70), inputs=(), quarantined={})
-    shard = IdShard(path)
+def test_the_table_knows_the_length_of_every_document(tmp_path_factory, write_documents, documents):
+    folder = tmp_path_factory.mktemp("shard")
+    write_documents(folder, [[IdDocument(str(n), 0, segments, b"", "", ("tar", 0, 0)) for n, segments in enumerate(documents)]])
+    shard = IdShard(folder / "shard-00000.arrow")
     table = DocumentTable.of([shard])
-    for index in range(len(documents)):
-        for drop, lengths in ((False, table.full_lengths), (True, table.short_lengths)):
-            arranged = arrange(shard.segments(index), text_leads=False, drop_caption=drop)
-            assert len(to_tokens(arranged, VOCABULARY, EOS)) == lengths[index]
+    assert [len(to_tokens(shard.segments(n), VOCABULARY, EOS)) for n in range(len(documents))] == table.full_lengths.tolist()
+
+
+@given(SEGMENTS)
+def test_tokens_read_back_are_the_segments(segments):
+    given_segments = [(kind, np.array(ids, np.uint16)) for kind, ids in segments]
+    tokens = to_tokens(given_segments, VOCABULARY, EOS).tolist()
+    assert tokens.pop() == EOS
+    found: list[tuple[int, list[int]]] = []
+    for token in tokens:
+        if token == VOCABULARY.image_start:
+            found.append((IMAGE, []))
+        elif token == VOCABULARY.image_end:
+            found.append((TEXT, []))  # what follows, if anything does
+        elif token > VOCABULARY.image_end:
+            found[-1][1].append(token - VOCABULARY.code_offset)
+        else:
+            found = found or [(TEXT, [])]
+            found[-1][1].append(token)
+    assert without_empty_text(joined_text(found)) == without_empty_text(joined_text(segments))
+
+
+def joined_text(segments):
+    """Tokens don't tell where one text ends and the next begins."""
+    joined: list[tuple[int, list[int]]] = []
+    for kind, ids in segments:
+        if kind == TEXT and joined and joined[-1][0] == TEXT:
+            joined[-1][1].extend(ids)
+        else:
+            joined.append((kind, list(ids)))
+    return joined
+
+
+def without_empty_text(segments):
+    return [segment for segment in segments if segment != (TEXT, [])]
