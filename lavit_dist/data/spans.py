@@ -101,8 +101,10 @@ def epoch_spans(
     drops = caption_dropped(hashes[documents], seed, epoch, caption_dropout)
     columns = shard.segment_kinds, shard.segment_lengths, shard.segment_starts
     arguments = *columns, documents, leads, drops, seq_len, SUPERVISE[policy.supervise]
-    out = np.empty((5, _cut(*arguments, np.empty((5, 0), np.int64))), np.int64)
-    _cut(*arguments, out)
+    out = np.empty((5, len(documents)), np.int64)
+    if (count := _cut(*arguments, out)) > len(documents):  # some are cut
+        out = np.empty((5, count), np.int64)
+        _cut(*arguments, out)
     owner, starts, lengths, given, image_labels = out
     return Spans(documents[owner], leads[owner], drops[owner], starts, lengths, given, image_labels)
 
@@ -120,17 +122,24 @@ def _cut(
     out: Any,
 ) -> int:
     """Writes the columns of each span to `out` [column, span] as far as it has room, and returns how many there are."""
+    most = 0
+    for document in documents:
+        most = max(most, segment_starts[document + 1] - segment_starts[document])
+    arranged_kinds, arranged_lengths = np.empty(most, np.int64), np.empty(most, np.int64)
     count = 0
     for index in range(documents.size):
         first, last = segment_starts[documents[index]], segment_starts[documents[index] + 1]
-        of = np.arange(first, last)
-        if of.size == 2 and kinds[first] != kinds[first + 1]:
-            if (kinds[first] == TEXT) != text_leads[index]:
-                of = of[::-1].copy()
-            if drops_caption[index]:
-                of = of[kinds[of] == IMAGE]
-        of = of[(segment_lengths[of] > 0) | (kinds[of] == IMAGE)]  # a text without ids is no segment
-        count = _cut_document(kinds[of], segment_lengths[of], index, seq_len, supervise, out, count)
+        is_pair = last - first == 2 and kinds[first] != kinds[first + 1]
+        reverses = is_pair and (kinds[first] == TEXT) != text_leads[index]
+        number = 0
+        for turn in range(last - first):
+            segment = last - 1 - turn if reverses else first + turn
+            is_dropped = is_pair and drops_caption[index]
+            if kinds[segment] == TEXT and (is_dropped or segment_lengths[segment] == 0):  # a text without ids is no segment
+                continue
+            arranged_kinds[number], arranged_lengths[number] = kinds[segment], segment_lengths[segment]
+            number += 1
+        count = _cut_document(arranged_kinds[:number], arranged_lengths[:number], index, seq_len, supervise, out, count)
     return count
 
 
