@@ -8,17 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from lavit_dist.config.documents import DocumentsConfig, TooLong
 from lavit_dist.data.captions import caption_groups, one_of_each
+from lavit_dist.data.cutting import SUPERVISE, cut
 from lavit_dist.data.documents import caption_dropped, text_first
-from lavit_dist.data.id_shard import IMAGE, TEXT, IdShard
-from lavit_dist.data.supervision import SUPERVISE, given_segments, segment_tokens
+from lavit_dist.data.id_shard import IMAGE, IdShard
 
 IMAGE_EXTRAS = 3
 """[IMG] and [/IMG] around an image's codes, and the EOS that may have to follow them."""
@@ -102,89 +100,8 @@ def epoch_spans(
     columns = shard.segment_kinds, shard.segment_lengths, shard.segment_starts
     arguments = *columns, documents, leads, drops, seq_len, SUPERVISE[policy.supervise]
     out = np.empty((5, len(documents)), np.int64)
-    if (count := _cut(*arguments, out)) > len(documents):  # some are cut
+    if (count := cut(*arguments, out)) > len(documents):  # some are cut
         out = np.empty((5, count), np.int64)
-        _cut(*arguments, out)
+        cut(*arguments, out)
     owner, starts, lengths, given, image_labels = out
     return Spans(documents[owner], leads[owner], drops[owner], starts, lengths, given, image_labels)
-
-
-@njit(cache=True, nogil=True)
-def _cut(
-    kinds: Any,
-    segment_lengths: Any,
-    segment_starts: Any,
-    documents: Any,
-    text_leads: Any,
-    drops_caption: Any,
-    seq_len: int,
-    supervise: int,
-    out: Any,
-) -> int:
-    """Writes the columns of each span to `out` [column, span] as far as it has room, and returns how many there are."""
-    most = 0
-    for document in documents:
-        most = max(most, segment_starts[document + 1] - segment_starts[document])
-    arranged_kinds, arranged_lengths = np.empty(most, np.int64), np.empty(most, np.int64)
-    count = 0
-    for index in range(documents.size):
-        first, last = segment_starts[documents[index]], segment_starts[documents[index] + 1]
-        is_pair = last - first == 2 and kinds[first] != kinds[first + 1]
-        reverses = is_pair and (kinds[first] == TEXT) != text_leads[index]
-        number = 0
-        for turn in range(last - first):
-            segment = last - 1 - turn if reverses else first + turn
-            is_dropped = is_pair and drops_caption[index]
-            if kinds[segment] == TEXT and (is_dropped or segment_lengths[segment] == 0):  # a text without ids is no segment
-                continue
-            arranged_kinds[number], arranged_lengths[number] = kinds[segment], segment_lengths[segment]
-            number += 1
-        count = _cut_document(arranged_kinds[:number], arranged_lengths[:number], index, seq_len, supervise, out, count)
-    return count
-
-
-@njit(cache=True, nogil=True)
-def _cut_document(kinds: Any, lengths: Any, index: int, seq_len: int, supervise: int, out: Any, count: int) -> int:
-    """The spans of one document with these segments, in order; they fill rows from the left. Returns `count` plus their number."""
-    num_given = given_segments(kinds, supervise)
-    given, given_of_image, total = 0, 0, 1
-    for segment in range(kinds.size):
-        tokens, of_image = segment_tokens(kinds[segment], lengths[segment])
-        total += tokens
-        if segment < num_given:
-            given += tokens
-            given_of_image += of_image
-    start, end, of_image_before_start, of_image_before_end = 0, 0, 0, 0
-    for segment in range(kinds.size):
-        tokens, of_image = segment_tokens(kinds[segment], lengths[segment])
-        is_last = segment == kinds.size - 1
-        end += tokens + is_last  # EOS goes with the last segment
-        while end > start + seq_len:
-            cut = end - tokens - is_last
-            if kinds[segment] == TEXT:
-                cut = start + seq_len
-                if cut == total - 1:
-                    cut -= 1  # EOS alone would be a piece with nothing to predict
-            _write(out, count, index, start, cut, given, given_of_image, of_image_before_start, of_image_before_end)
-            count += 1
-            start, of_image_before_start = cut, of_image_before_end
-        of_image_before_end += of_image
-    _write(out, count, index, start, total, given, given_of_image, of_image_before_start, of_image_before_end)
-    return count + 1
-
-
-@njit(cache=True, nogil=True)
-def _write(
-    out: Any, count: int, index: int, start: int, end: int, given: int, given_of_image: int, before_start: int, before_end: int
-) -> None:
-    """Span `count`, tokens `start` to `end`; `before_*` are the tokens of images that come before those places in the document."""
-    if count >= out.shape[1]:
-        return
-    without_loss = min(end, max(start + 1, given))
-    # A span begins with text or [IMG], which are not of an image: its first token changes no number of those.
-    before_loss = given_of_image if given > start else before_start
-    out[0, count] = index
-    out[1, count] = start
-    out[2, count] = end - start
-    out[3, count] = without_loss - start
-    out[4, count] = max(0, before_end - before_loss)
