@@ -26,9 +26,10 @@ class DocumentsConfig:
     no other piece, its first token isn't predicted, and the last piece alone ends with EOS."""
     supervise: Supervise = "all"
     """Tokens with a loss, of those that follow another one of their document. `all`: every one. `second`: those behind the first segment,
-    which is what the model is given: a text's caption of an image, or the image of a text with its [IMG] and [/IMG]; and EOS.
-    `generated`: all but images that are given, that is, come before the document's first text: their codes and [/IMG] have no loss, the
-    text behind them and EOS have. A document of one segment, such as an image that lost its caption, gives nothing and has the loss of `all`."""
+    which is what the model is given: the caption of an image, or a text's image with its [IMG] and [/IMG]; and EOS. `generated`: all but
+    those of images that are given, that is, come before the document's first text: their [IMG], codes and [/IMG] have no loss, all behind
+    them has, EOS too. A document of one segment, such as an image that lost its caption, gives nothing and has the loss of `all`. Of a
+    document that is cut, each token is what it is in the whole: a piece of what is given has no loss at all."""
     text_loss_weight: NonNegativeFloat = 1.0
     """Weight of a token of text, [IMG] or EOS in the loss, beside that of the other kind: weights are scaled to sum to 1 over the global
     batch. 0 is no supervision. text_loss and image_loss are told as means over tokens, whatever they weigh."""
