@@ -112,6 +112,7 @@ def open_batches(config: PretrainConfig) -> GlobalBatches:
             config.seq_len,
             source_seed(name, config.seed),
             config.caption_dropout,
+            config.documents,
             id_cache=config.id_cache,
             verify=rank() == 0,
             plans=Path(config.plan_cache or DEFAULT_FOLDER).expanduser(),

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import NonNegativeFloat
 
 from lavit_dist.config.base import Seed, config
+from lavit_dist.config.documents import DocumentsConfig
 from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.config.mixture import CurriculumConfig, SourceConfig, WeighBy, check_mixture
 from lavit_dist.config.model import LlamaConfig
@@ -154,6 +155,7 @@ class PretrainConfig:
     """Tokens per row."""
     caption_dropout: float = 0.1
     """Share of documents that lose their caption, for classifier-free guidance."""
+    documents: DocumentsConfig = DocumentsConfig()
     z_loss: NonNegativeFloat = 0.0
     """Weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting (PaLM took 1e-4); 0 is none."""
     precision: Literal["fp32", "bf16"] = "bf16"

@@ -9,39 +9,32 @@ from numba import njit
 from numpy.typing import NDArray
 
 from lavit_dist.data.id_shard import IMAGE, TEXT, IdShard
+from lavit_dist.data.spans import Spans
 from lavit_dist.models.vocabulary import Vocabulary
 
 
 def write_tokens(
-    out: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    shard: IdShard,
-    documents: NDArray[np.int64],
-    *,
-    text_leads: NDArray[np.bool_],
-    drops_caption: NDArray[np.bool_],
-    vocabulary: Vocabulary,
-    eos_id: int,
+    out: NDArray[np.int64], places: NDArray[np.int64], shard: IdShard, spans: Spans, *, vocabulary: Vocabulary, eos_id: int
 ) -> None:
-    """Writes document `documents[n]` of `shard`, `lengths[n]` tokens, to `out` from `starts[n]` on.
+    """Writes each of `spans`, of documents of `shard`, to `out` from its place on.
 
     Text goes as it is, an image as [IMG] codes [/IMG], EOS comes at the end. A pair (one image, one text) is ordered [text, image] where
     `text_leads`, and is its image alone where `drops_caption`; other documents have their segments in their order. Raises
-    `ValueError` for a document of another length than the one given.
+    `ValueError` for a span that its document or `out` is too short for.
     """
     wrong = _write(
         out,
-        starts,
-        lengths,
+        places,
+        spans.starts,
+        spans.lengths,
         shard.segment_kinds,
         shard.segment_starts,
         shard.segment_lengths,
         shard.ids,
         shard.id_starts,
-        documents,
-        text_leads,
-        drops_caption,
+        spans.documents,
+        spans.text_leads,
+        spans.drops_caption,
         vocabulary.code_offset,
         vocabulary.image_start,
         vocabulary.image_end,
@@ -49,13 +42,15 @@ def write_tokens(
     )
     if wrong >= 0:
         raise ValueError(
-            f"document {documents[wrong]} of a shard does not have the {lengths[wrong]} tokens that it was packed with"
+            f"document {spans.documents[wrong]} of a shard does not have the tokens {spans.starts[wrong]} to"
+            f" {spans.starts[wrong] + spans.lengths[wrong]} that it was packed with"
         )
 
 
 @njit(cache=True, nogil=True)
 def _write(
     out: Any,
+    places: Any,
     starts: Any,
     lengths: Any,
     kinds: Any,
@@ -71,33 +66,37 @@ def _write(
     image_end: int,
     eos_id: int,
 ) -> int:
-    """Index of the first document whose length is another than said; -1 if all are written."""
+    """Index of the first span that can't be written; -1 if all are."""
     for index in range(documents.size):
+        start, end, place = starts[index], starts[index] + lengths[index], places[index]
+        if start < 0 or place < 0 or place + lengths[index] > out.size:
+            return index
         first, last = segment_starts[documents[index]], segment_starts[documents[index] + 1]
         is_pair = last - first == 2 and kinds[first] != kinds[first + 1]
-        reverses = is_pair and not drops_caption[index] and (kinds[first] == TEXT) != text_leads[index]
-        length = 1
-        for segment in range(first, last):
-            if not (is_pair and drops_caption[index] and kinds[segment] == TEXT):
-                length += segment_lengths[segment] + (2 if kinds[segment] == IMAGE else 0)
-        if length != lengths[index] or starts[index] + length > out.size:
-            return index
-        at = starts[index]
+        drops = is_pair and drops_caption[index]
+        reverses = is_pair and not drops and (kinds[first] == TEXT) != text_leads[index]
+        at = 0  # of the document's tokens
         for turn in range(last - first):
             segment = last - 1 - turn if reverses else first + turn
             is_image = kinds[segment] == IMAGE
-            if is_pair and drops_caption[index] and not is_image:
+            if drops and not is_image:
                 continue
-            start = id_starts[documents[index]] + segment_lengths[first:segment].sum()
+            before = id_starts[documents[index]] + segment_lengths[first:segment].sum()
+            num_ids: int = segment_lengths[segment]
             if is_image:
-                out[at] = image_start
+                if start <= at < end:
+                    out[place + at - start] = image_start
                 at += 1
             offset = code_offset if is_image else 0
-            for place in range(start, start + segment_lengths[segment]):
-                out[at] = ids[place] + offset
-                at += 1
+            for number in range(max(0, start - at), min(num_ids, end - at)):
+                out[place + at + number - start] = ids[before + number] + offset
+            at += num_ids
             if is_image:
-                out[at] = image_end
+                if start <= at < end:
+                    out[place + at - start] = image_end
                 at += 1
-        out[at] = eos_id
+        if start <= at < end:
+            out[place + at - start] = eos_id
+        if end > at + 1:
+            return index
     return -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -28,7 +29,9 @@ class EpochPlan:
     rows: NDArray[np.int64]
     """[block]: rows that the documents of each block are packed into."""
     lengths: NDArray[np.int64]
-    """[length]: documents of so many tokens with their captions, those that fit no row among them."""
+    """[length]: documents of so many tokens with their captions."""
+    usable: NDArray[np.int64]
+    """[length]: those of them that can be in an epoch."""
 
     @property
     def num_rows(self) -> int:
@@ -42,7 +45,7 @@ class EpochPlan:
             if hashlib.sha256(content).hexdigest().encode() != digest:
                 raise ValueError("its digest is another")
             values = json.loads(content)
-            return cls(np.array(values["rows"], np.int64), np.array(values["lengths"], np.int64))
+            return cls(*(np.array(values[field.name], np.int64) for field in dataclasses.fields(cls)))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, OSError) as error:
@@ -51,7 +54,7 @@ class EpochPlan:
 
     def write(self, path: Path) -> None:
         """Replaces `path`; its last line is the sha256 of what is before it."""
-        content = json.dumps({"rows": self.rows.tolist(), "lengths": self.lengths.tolist()}).encode()
+        content = json.dumps({name: column.tolist() for name, column in vars(self).items()}).encode()
         write_atomically(path, content + b"\n" + hashlib.sha256(content).hexdigest().encode())
 
 
@@ -85,7 +88,12 @@ def _made(num_blocks: int, pack_block: Callable[[int], EpochPlan], threads: int 
 
 
 def _joined(parts: list[EpochPlan]) -> EpochPlan:
-    lengths = np.zeros(max(len(part.lengths) for part in parts), np.int64)
-    for part in parts:
-        lengths[: len(part.lengths)] += part.lengths
-    return EpochPlan(np.concatenate([part.rows for part in parts]), lengths)
+    rows = np.concatenate([part.rows for part in parts])
+    return EpochPlan(rows, _sum([part.lengths for part in parts]), _sum([part.usable for part in parts]))
+
+
+def _sum(histograms: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    total = np.zeros(max(map(len, histograms)), np.int64)
+    for histogram in histograms:
+        total[: len(histogram)] += histogram
+    return total

@@ -21,8 +21,21 @@ class GlobalBatches:
 
     def supervised_tokens(self, step: int) -> int:
         """Tokens of the global batch that have a label."""
-        first = step * self.global_batch_size
-        return sum(self.rows.supervised_tokens(row) for row in range(first, first + self.global_batch_size))
+        return sum(self._labels(step))
+
+    def total_weight(self, step: int) -> float:
+        """What the labels of the global batch weigh together, a token of text and one of an image as the policy says.
+
+        It is known from lengths alone. Raises `UserError` when there is no label.
+        """
+        text, image = self._labels(step)
+        weights = self.rows.modality_weights
+        check(
+            text + image > 0,
+            f"No token of the global batch of step {step} has a loss; raise global_batch_size or seq_len, or let documents.supervise,"
+            " documents.text_loss_weight and documents.image_loss_weight leave more.",
+        )
+        return text * weights.text + image * weights.image
 
     def micro_batches(self, step: int, data_rank: int, data_size: int, micro_batch_size: int) -> list[MicroBatch]:
         """The part of data rank `data_rank`, in rows of `micro_batch_size`. Raises `UserError` when it doesn't divide evenly."""
@@ -33,7 +46,7 @@ class GlobalBatches:
         )
         first = step * self.global_batch_size
         mine = range(first + data_rank, first + self.global_batch_size, data_size)
-        weight = 1.0 / self.supervised_tokens(step)
+        weight = 1.0 / self.total_weight(step)
         return [
             lay_out(
                 [self.rows.row_tokens(row) for row in mine[start : start + micro_batch_size]],
@@ -41,6 +54,8 @@ class GlobalBatches:
                 eos_id=self.rows.eos_id,
                 seq_len=self.rows.seq_len,
                 weight=weight,
+                modality_weights=self.rows.modality_weights,
+                given=[self.rows.row_spans(row).given.tolist() for row in mine[start : start + micro_batch_size]],
             )
             for start in range(0, len(mine), micro_batch_size)
         ]
@@ -68,3 +83,9 @@ class GlobalBatches:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state`. Raises `UserError` when a run with it trained on other data or rows than these."""
         self.rows.load_state(state)
+
+    def _labels(self, step: int) -> tuple[int, int]:
+        """Tokens of text and of images that have a label in the global batch."""
+        first = step * self.global_batch_size
+        of_rows = [self.rows.labels(row) for row in range(first, first + self.global_batch_size)]
+        return sum(text for text, _ in of_rows), sum(image for _, image in of_rows)

@@ -157,7 +157,7 @@ def is_intact(path: Path, record: ShardRecord) -> bool:
 class IdShardHead:
     """What packing needs to know of the documents of a shard, without their ids."""
 
-    COLUMNS = ("document_hash", "segment_kinds", "segment_lengths")
+    COLUMNS = ("document_hash", "segment_kinds", "segment_lengths", "caption_index", "source_shard", "source_offset")
 
     def __init__(self, batch: Any) -> None:
         """`batch` is the record batch of a shard, or one that has these columns alone."""
@@ -176,6 +176,17 @@ class IdShardHead:
 
     def __len__(self) -> int:
         return len(self.document_hash)
+
+    @property
+    def caption_index(self) -> NDArray[np.uint16]:
+        """Which of the captions of its pair each document holds."""
+        indices: NDArray[np.uint16] = self._columns["caption_index"].to_numpy()
+        return indices
+
+    @property
+    def source(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Where the image of each document lies: a number that stands for the tar, and the offset in it."""
+        return self._columns["source_shard"].indices.to_numpy(), self._columns["source_offset"].to_numpy()
 
     def _lists(self, name: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
         column = self._columns[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import mmap
@@ -247,7 +248,7 @@ class _Remote:
         except Exception as error:  # every store raises exceptions of its own
             logger.info("the head of %s can't be read alone (%s: %s); it is fetched whole", name, type(error).__name__, error)
         with self._whole, self._content(record) as content:  # one at a time, and copied: no more than the cache has room for
-            return IdShardHead.read(content, name)
+            return IdShardHead.read(io.BytesIO(content), name)
 
     def _content(self, record: ShardRecord) -> mmap.mmap:
         return self._cache.open(record.sha256, record.size, lambda target: self._fetch(record, target))

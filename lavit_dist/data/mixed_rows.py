@@ -14,6 +14,7 @@ from lavit_dist.config.mixture import SOLE_SOURCE
 from lavit_dist.data.kept_manifest import check_fingerprint
 from lavit_dist.data.mixture import MILLION, Asked, Phase, plan
 from lavit_dist.data.rows import RowDataset
+from lavit_dist.data.spans import Spans
 from lavit_dist.errors import UserError, check
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class MixedRows:
         self.max_epochs = max_epochs or {}
         first = next(iter(sources.values()))
         self.vocabulary, self.eos_id, self.seq_len = first.vocabulary, first.eos_id, first.seq_len
-        self.encoding = first.manifest.encoding
+        self.encoding, self.modality_weights = first.manifest.encoding, first.modality_weights
         for rows in sources.values():
             _check_alike(first, rows)
         limits = {name: self._limit(name, epochs, total_rows) for name, epochs in self.max_epochs.items()}
@@ -53,10 +54,15 @@ class MixedRows:
         """The rows of one set, as they are."""
         return cls({SOLE_SOURCE: rows}, [Asked(0, {SOLE_SOURCE: 1.0})])
 
-    def supervised_tokens(self, row: int) -> int:
-        """Tokens of a row that have a label."""
+    def labels(self, row: int) -> tuple[int, int]:
+        """Tokens of text and of images in a row that have a label."""
         source, index = self.mixture.locate(row)
-        return self.sources[source].supervised_tokens(index)
+        return self.sources[source].labels(index)
+
+    def row_spans(self, row: int) -> Spans:
+        """What a row holds, in order."""
+        source, index = self.mixture.locate(row)
+        return self.sources[source].row_spans(index)
 
     def row_tokens(self, row: int) -> list[NDArray[np.int64]]:
         """The tokens of each document of a row."""
@@ -100,8 +106,8 @@ class MixedRows:
                 check_fingerprint(saved["fingerprint"], rows.manifest, kept)
                 check(
                     saved["plan_digest"] == rows.plan_digest,
-                    f"The checkpoint's rows were packed from {rows.manifest.folder} with another seed, seq_len, caption_dropout or version of"
-                    " the packer; restore those settings, or start a new run.",
+                    f"The checkpoint's rows were packed from {rows.manifest.folder} with another seed, seq_len, caption_dropout,"
+                    " documents.captions, documents.too_long or version of the packer; restore those settings, or start a new run.",
                 )
 
     def load_state(self, state: Mapping[str, Any]) -> None:

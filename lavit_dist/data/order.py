@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 BLOCK_DOCUMENTS = 65_536
 """Documents that are shuffled and packed together, at least: smaller blocks waste more in their last, unfilled rows."""
 
-SHARDS, DOCUMENTS, ROWS, ORIENTATION, CAPTION_DROPOUT, IMAGES = range(6)
+SHARDS, DOCUMENTS, ROWS, ORIENTATION, CAPTION_DROPOUT, IMAGES, CAPTIONS = range(7)
 """What a hash is for; equal seeds then give unrelated values for different uses."""
 
 UInt64Array = NDArray[np.uint64]
@@ -56,6 +56,14 @@ def epoch_blocks(
         last = blocks.pop()
         blocks[-1] += last
     return [np.array(block, np.int64) for block in blocks]
+
+
+def block_documents(
+    shards: NDArray[np.int64], shard_starts: NDArray[np.int64], seed: int, epoch: int, block: int
+) -> NDArray[np.int64]:
+    """The documents of a block in their shuffled order."""
+    documents = np.concatenate([np.arange(shard_starts[shard], shard_starts[shard + 1]) for shard in shards])
+    return documents[permutation(len(documents), seed, epoch, DOCUMENTS, block)]
 
 
 def _mix(values: UInt64Array) -> UInt64Array:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,19 +16,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lavit_dist.config.documents import DEFAULT_DOCUMENTS, DocumentsConfig
 from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.data.document_tokens import write_tokens
-from lavit_dist.data.documents import ShardDocuments, caption_dropped, text_first
+from lavit_dist.data.documents import full_lengths
 from lavit_dist.data.epoch_plan import EpochPlan, planned
 from lavit_dist.data.id_shard import IdShardHead
 from lavit_dist.data.id_shards import IdShards
 from lavit_dist.data.manifest import load_manifest
-from lavit_dist.data.order import BLOCK_DOCUMENTS, DOCUMENTS, ROWS, epoch_blocks, permutation
+from lavit_dist.data.micro_batch import ModalityWeights
+from lavit_dist.data.order import BLOCK_DOCUMENTS, ROWS, block_documents, epoch_blocks, permutation
 from lavit_dist.data.packing import PACKER_VERSION, pack
+from lavit_dist.data.spans import Spans, epoch_spans, usable
+from lavit_dist.data.too_long import report_too_long
 from lavit_dist.errors import UserError, check
 from lavit_dist.models.vocabulary import Vocabulary
 
-logger = logging.getLogger(__name__)
 CACHED_BLOCKS = 4
 """Packed blocks kept: a global batch touches one or two."""
 CACHED_EPOCHS = 2
@@ -37,41 +39,25 @@ CACHED_EPOCHS = 2
 
 
 @dataclass(frozen=True)
-class BlockDocuments:
-    """The documents of a block that fit a row, in their shuffled order, as an epoch has them."""
-
-    documents: NDArray[np.int64]
-    """Numbers within the set."""
-    lengths: NDArray[np.int64]
-    """Tokens."""
-    text_leads: NDArray[np.bool_]
-    """Whether a pair is ordered [text, image]."""
-    drops_caption: NDArray[np.bool_]
-    """Whether a pair loses its text."""
-
-
-@dataclass(frozen=True)
 class PackedBlock:
-    """The rows of one block of one epoch: `documents`, row after row."""
+    """The rows of one block of one epoch."""
 
-    documents: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    text_leads: NDArray[np.bool_]
-    drops_caption: NDArray[np.bool_]
+    spans: Spans
+    """What the rows hold, row after row."""
     row_starts: NDArray[np.int64]
-    """Row r holds `documents[row_starts[r] : row_starts[r + 1]]`."""
-    supervised: NDArray[np.int64]
-    """Tokens of each row that have a label: all but the last of each document."""
+    """Row r holds `spans[row_starts[r] : row_starts[r + 1]]`."""
+    labels: NDArray[np.int64]
+    """Tokens with a label, [row, 2]: of text, of images."""
 
     @property
     def num_rows(self) -> int:
-        return len(self.supervised)
+        return len(self.labels)
 
 
 class RowDataset:
     """The endless sequence of packed rows of one id set: epoch after epoch, every document once in each.
 
-    A document is never cut. One that is longer than `seq_len` with its caption is left out of every epoch, with a warning of how many.
+    Of an image with several captions, and of documents longer than `seq_len` with their caption, each epoch has what the policy says.
     """
 
     def __init__(
@@ -82,6 +68,7 @@ class RowDataset:
         seq_len: int,
         seed: int,
         caption_dropout: float,
+        policy: DocumentsConfig = DEFAULT_DOCUMENTS,
         *,
         id_cache: IdCacheConfig | None = None,
         verify: bool = True,
@@ -92,7 +79,7 @@ class RowDataset:
         every shard is there and the sha256 of local ones (one rank is enough). `id_cache` says where shards are kept if `folder` is the
         URL of a store.
 
-        Raises `UserError` when the set is damaged, of another vocabulary, or has no document that fits a row.
+        Raises `UserError` when the set is damaged, of another vocabulary, has no document that fits a row, or one too long for the policy.
         """
         id_cache = id_cache or IdCacheConfig()
         self.manifest = load_manifest(folder, id_cache.storage_options)
@@ -108,6 +95,7 @@ class RowDataset:
             self.shards.check_digests()
         self.vocabulary, self.eos_id, self.seq_len = vocabulary, eos_id, seq_len
         self.seed, self.caption_dropout, self.min_block_documents = seed, caption_dropout, min_block_documents
+        self.policy = policy
         self.shard_starts = np.cumsum([0, *(shard.documents for shard in self.manifest.shards)])
         self.plans = plans
         self._current: tuple[int, int] | None = None
@@ -121,13 +109,18 @@ class RowDataset:
 
     @property
     def num_documents(self) -> int:
-        """Documents of an epoch."""
-        return int(self._fitting.sum())
+        """Documents that can be in an epoch; under the policy `captions: one` it has one of each image."""
+        return int(self._plans[0].usable.sum())
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of an epoch in which no caption is dropped, padding not counted."""
-        return int(self._fitting @ np.arange(len(self._fitting)))
+        """Tokens of those documents with their captions, padding not counted."""
+        return int(self._plans[0].usable @ np.arange(len(self._plans[0].usable)))
+
+    @property
+    def modality_weights(self) -> ModalityWeights:
+        """What a label weighs."""
+        return ModalityWeights(self.policy.text_loss_weight, self.policy.image_loss_weight)
 
     @property
     def plan_digest(self) -> str:
@@ -139,6 +132,8 @@ class RowDataset:
             "seq_len": self.seq_len,
             "seed": self.seed,
             "caption_dropout": self.caption_dropout,
+            "captions": self.policy.captions,
+            "splits": self.policy.too_long == "split",
         }
         return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
@@ -160,43 +155,44 @@ class RowDataset:
 
     def supervised_tokens(self, row: int) -> int:
         """Tokens of a row that have a label; known from lengths alone."""
+        return sum(self.labels(row))
+
+    def labels(self, row: int) -> tuple[int, int]:
+        """Tokens of text and of images in a row that have a label, for which a weight of 0 leaves none; known from lengths alone."""
         epoch, block, index = self.locate(row)
-        return int(self.block(epoch, block).supervised[index])
+        text, image = self.block(epoch, block).labels[index].tolist()
+        return text if self.policy.text_loss_weight else 0, image if self.policy.image_loss_weight else 0
 
     def row_documents(self, row: int) -> tuple[int, NDArray[np.int64]]:
         """The epoch of a row and its documents in order."""
+        return self.locate(row)[0], self.row_spans(row).documents
+
+    def row_spans(self, row: int) -> Spans:
+        """What a row holds, in order."""
         epoch, block, index = self.locate(row)
         packed = self.block(epoch, block)
-        return epoch, packed.documents[packed.row_starts[index] : packed.row_starts[index + 1]]
+        return packed.spans[packed.row_starts[index] : packed.row_starts[index + 1]]
 
     def row_tokens(self, row: int) -> list[NDArray[np.int64]]:
-        """The tokens of each document of a row."""
-        epoch, block, index = self.locate(row)
+        """The tokens of each document of a row, or of each piece of one."""
+        epoch, block, _ = self.locate(row)
         self._look_ahead(epoch, block)
-        packed = self.block(epoch, block)
-        these = slice(packed.row_starts[index], packed.row_starts[index + 1])
-        documents, lengths = packed.documents[these], packed.lengths[these]
-        starts = np.cumsum(lengths) - lengths
-        tokens = np.empty(lengths.sum(), np.int64)
-        shard_of = np.searchsorted(self.shard_starts, documents, side="right") - 1
+        spans = self.row_spans(row)
+        ends = np.cumsum(spans.lengths)
+        places = ends - spans.lengths
+        tokens = np.empty(spans.lengths.sum(), np.int64)
+        shard_of = np.searchsorted(self.shard_starts, spans.documents, side="right") - 1
         for shard in np.unique(shard_of).tolist():
-            here = shard_of == shard
+            here = np.flatnonzero(shard_of == shard)
             write_tokens(
                 tokens,
-                starts[here],
-                lengths[here],
+                places[here],
                 self.shards[shard],
-                documents[here] - self.shard_starts[shard],
-                text_leads=packed.text_leads[these][here],
-                drops_caption=packed.drops_caption[these][here],
+                spans[here].numbered_from(self.shard_starts[shard]),
                 vocabulary=self.vocabulary,
                 eos_id=self.eos_id,
             )
-        return [tokens[start : start + length] for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
-
-    @property
-    def _fitting(self) -> NDArray[np.int64]:
-        return self._plans[0].lengths[: self.seq_len + 1]
+        return [tokens[start:end] for start, end in zip(places.tolist(), ends.tolist(), strict=True)]
 
     def _look_ahead(self, epoch: int, block: int) -> None:
         """Has the shards of a block that is begun fetched, and those of the next."""
@@ -220,32 +216,37 @@ class RowDataset:
         self._epoch_starts.append(self._epoch_starts[-1] + plan.num_rows)
 
     def _plan_block(self, epoch: int, block: int) -> EpochPlan:
-        documents, full_lengths = self._block_documents(epoch, block, self.shards.head)
-        num_rows = int(pack(documents.lengths, self.seq_len).max(initial=-1)) + 1
-        return EpochPlan(np.array([num_rows]), np.bincount(full_lengths))
+        heads = [self.shards.head(shard) for shard in self._blocks_of_epoch(epoch)[block].tolist()]
+        lengths = [full_lengths(head) for head in heads]
+        can_be = [usable(head, of_head, self.seq_len, self.policy.too_long) for head, of_head in zip(heads, lengths, strict=True)]
+        spans = self._block_spans(epoch, block, heads, can_be)
+        num_rows = int(pack(spans.lengths, self.seq_len).max(initial=-1)) + 1
+        every = np.concatenate(lengths)
+        return EpochPlan(np.array([num_rows]), np.bincount(every), np.bincount(every[np.concatenate(can_be)]))
 
-    def _block_documents(
-        self, epoch: int, block: int, head: Callable[[int], IdShardHead]
-    ) -> tuple[BlockDocuments, NDArray[np.int64]]:
-        """The documents of a block, and the tokens with the caption of each, those that don't fit among them; `head` gives a shard's."""
+    def _block_spans(self, epoch: int, block: int, heads: Sequence[IdShardHead], can_be: Sequence[NDArray[np.bool_]]) -> Spans:
+        """What an epoch has of the shards of a block, whose documents `can_be` in it or not, in shuffled order."""
         shards = self._blocks_of_epoch(epoch)[block]
-        of = ShardDocuments.joined([ShardDocuments.of(head(shard)) for shard in shards.tolist()])
-        numbers = np.concatenate([np.arange(self.shard_starts[shard], self.shard_starts[shard + 1]) for shard in shards])
-        order = permutation(len(numbers), self.seed, epoch, DOCUMENTS, block)
-        order = order[of.full_lengths[order] <= self.seq_len]
-        hashes = of.hashes[order]
-        drops = caption_dropped(hashes, self.seed, epoch, self.caption_dropout)
-        documents = BlockDocuments(
-            documents=numbers[order],
-            lengths=np.where(drops, of.short_lengths[order], of.full_lengths[order]),
-            text_leads=text_first(hashes, self.seed, epoch),
-            drops_caption=drops,
-        )
-        return documents, of.full_lengths
+        of_shards = [
+            epoch_spans(
+                head,
+                of_head,
+                self.policy,
+                seq_len=self.seq_len,
+                seed=self.seed,
+                epoch=epoch,
+                caption_dropout=self.caption_dropout,
+            )
+            for head, of_head in zip(heads, can_be, strict=True)
+        ]
+        documents = block_documents(shards, self.shard_starts, self.seed, epoch, block)
+        return Spans.joined(of_shards, self.shard_starts[shards].tolist()).in_order(documents)
 
     def _pack_block(self, epoch: int, block: int) -> PackedBlock:
-        of, _ = self._block_documents(epoch, block, self.shards.__getitem__)
-        row_of = pack(of.lengths, self.seq_len)
+        shards = [self.shards[shard] for shard in self._blocks_of_epoch(epoch)[block].tolist()]
+        can_be = [usable(shard, full_lengths(shard), self.seq_len, self.policy.too_long) for shard in shards]
+        spans = self._block_spans(epoch, block, shards, can_be)
+        row_of = pack(spans.lengths, self.seq_len)
         num_rows = int(row_of.max(initial=-1)) + 1
         if num_rows != self._plans[epoch].rows[block]:
             raise UserError(
@@ -257,15 +258,8 @@ class RowDataset:
         row_of = permutation(num_rows, self.seed, epoch, ROWS, block)[row_of]
         by_row = np.argsort(row_of, kind="stable")
         counts = np.bincount(row_of, minlength=num_rows)
-        supervised = np.bincount(row_of, weights=of.lengths - 1, minlength=num_rows).astype(np.int64)
-        return PackedBlock(
-            documents=of.documents[by_row],
-            lengths=of.lengths[by_row],
-            text_leads=of.text_leads[by_row],
-            drops_caption=of.drops_caption[by_row],
-            row_starts=np.concatenate([[0], np.cumsum(counts)]),
-            supervised=supervised,
-        )
+        labels = [np.bincount(row_of, weights=of_spans, minlength=num_rows) for of_spans in spans.labels.T]
+        return PackedBlock(spans[by_row], np.concatenate([[0], np.cumsum(counts)]), np.stack(labels, axis=1).astype(np.int64))
 
     def _check_lengths(self, folder: str | Path) -> None:
         lengths = self._plans[0].lengths
@@ -274,9 +268,12 @@ class RowDataset:
             self.num_documents > 0,
             f"seq_len {self.seq_len} is too short for every document in {folder}; the longest needs {longest}.",
         )
-        too_long = int(lengths.sum()) - self.num_documents
-        if too_long:
-            logger.warning(
-                "%d of %d documents in %s are longer than seq_len %d (the longest has %d tokens) and are left out",
-                too_long, int(lengths.sum()), folder, self.seq_len, longest,
-            )  # fmt: skip
+        report_too_long(
+            self.policy.too_long,
+            folder,
+            seq_len=self.seq_len,
+            documents=int(lengths.sum()),
+            too_long=int(lengths[self.seq_len + 1 :].sum()),
+            left_out=int(lengths.sum()) - self.num_documents,
+            longest=longest,
+        )

@@ -77,6 +77,10 @@ REFUSALS = [
         "optimizer.decay_shape linear has no meaning with the schedule cosine; leave it out, or set optimizer.schedule to wsd.",
     ),
     (
+        {"documents": {"text_loss_weight": 0, "image_loss_weight": 0}},
+        "documents.text_loss_weight and documents.image_loss_weight are both 0, so that nothing would be learned; set one of them to 1.",
+    ),
+    (
         {"parallel": {"sequence_parallel": True}},
         "parallel.sequence_parallel shares the sequence out to tensor-parallel processes, but parallel.tensor_parallel_size is 1; set"
         " parallel.sequence_parallel to false, or parallel.tensor_parallel_size to 2 or more.",

@@ -1,13 +1,16 @@
-"""Pictures and tars, good and bad, for the tests of the data part."""
+"""Pictures, tars and id sets, good and bad, for the tests of the data part."""
 
 import io
 import tarfile
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from lavit_dist.data.id_shard import Encoding, IdDocument, write_id_shard
+from lavit_dist.data.manifest import Manifest, write_manifest
 
 Members = Iterable[tuple[str, bytes]]
 
@@ -49,6 +52,25 @@ def write_images(write_tar: Callable[[Members, str], Path], jpeg: Callable[..., 
         shade = zlib.crc32(name.encode()) % 200
         return write_tar(
             [(f"{n:03d}.jpg", b"<html>" if n in bad else jpeg((shade, n * 9 % 256, n), (12, 8))) for n in range(count)], name
+        )
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_documents() -> Callable[..., Manifest]:
+    """`write_documents(folder, shards)`: an id set of the documents that each entry of `shards` lists, of 50 text ids and 70 codes."""
+
+    def write(folder: Path, shards: Sequence[Sequence[IdDocument]]) -> Manifest:
+        encoding = Encoding("visual", "text", "preprocessing", "settings", 50, 70)
+        folder.mkdir(exist_ok=True)
+        paths = [folder / f"shard-{number:05d}.arrow" for number in range(len(shards))]
+        return write_manifest(
+            folder,
+            [
+                write_id_shard(path, documents, encoding=encoding, inputs=(), quarantined={})
+                for path, documents in zip(paths, shards, strict=True)
+            ],
         )
 
     return write

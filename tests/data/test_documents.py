@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavit_dist.data.document_tokens import write_tokens
-from lavit_dist.data.documents import ShardDocuments, caption_dropped, text_first
+from lavit_dist.data.documents import caption_dropped, text_first
 from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, IdShard, write_id_shard
+from lavit_dist.data.spans import Spans
 from lavit_dist.models.vocabulary import Vocabulary
+from tests.data.plain_documents import arrange, to_tokens
 
 VOCABULARY = Vocabulary(50, 70)
 EOS = 1
@@ -32,30 +34,28 @@ def shard_of(tmp_path_factory):
     return write
 
 
-def tokens_of(shard, *, text_leads, drops_caption, vocabulary=VOCABULARY, lengths=None):
-    """The tokens of every document, each written apart from the others."""
-    table = ShardDocuments.of(shard)
-    text_leads, drops_caption = np.broadcast_to(text_leads, len(shard)), np.broadcast_to(drops_caption, len(shard))
+def spans_of(shard, *, text_leads, drops_caption, starts=None, lengths=None, documents=None):
+    """Whole documents unless said otherwise."""
+    documents = np.arange(len(shard)) if documents is None else documents
+    text_leads, drops_caption = (np.broadcast_to(column, len(documents)).copy() for column in (text_leads, drops_caption))
     if lengths is None:
-        lengths = np.where(drops_caption, table.short_lengths, table.full_lengths)
-    starts = np.cumsum(lengths + 1) - lengths
-    out = np.full(lengths.sum() + len(shard) + 1, UNTOUCHED)
-    write_tokens(
-        out,
-        starts,
-        lengths,
-        shard,
-        np.arange(len(shard)),
-        text_leads=text_leads.copy(),
-        drops_caption=drops_caption.copy(),
-        vocabulary=vocabulary,
-        eos_id=EOS,
-    )
+        arranged = zip(map(shard.segments, documents), text_leads, drops_caption, strict=True)
+        lengths = np.array([len(plain_tokens(*document)) for document in arranged])
+    zeros = np.zeros(len(documents), np.int64)
+    return Spans(documents, text_leads, drops_caption, zeros if starts is None else starts, lengths, zeros, zeros)
+
+
+def tokens_of(shard, *, vocabulary=VOCABULARY, **spans):
+    """The tokens of spans, each written apart from the others."""
+    spans = spans_of(shard, **spans)
+    places = np.cumsum(spans.lengths + 1) - spans.lengths
+    out = np.full(spans.lengths.sum() + len(spans) + 1, UNTOUCHED)
+    write_tokens(out, places, shard, spans, vocabulary=vocabulary, eos_id=EOS)
     between = np.ones(len(out), bool)
-    for start, length in zip(starts, lengths, strict=True):
-        between[start : start + length] = False
+    for place, length in zip(places, spans.lengths, strict=True):
+        between[place : place + length] = False
     assert np.all(out[between] == UNTOUCHED)
-    return [out[start : start + length].tolist() for start, length in zip(starts, lengths, strict=True)]
+    return [out[place : place + length].tolist() for place, length in zip(places, spans.lengths, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -105,19 +105,31 @@ def test_documents_of_any_segments_are_written_side_by_side(shard_of, documents)
 
 
 def plain_tokens(segments, text_leads, drops_caption):
-    if sorted(kind for kind, _ in segments) == [TEXT, IMAGE]:
-        segments = sorted(segments, key=lambda segment: (segment[0] == TEXT) != text_leads)
-        segments = [segment for segment in segments if not drops_caption or segment[0] == IMAGE]
-    tokens = []
-    for kind, ids in segments:
-        tokens += ids if kind == TEXT else [50, *(52 + code for code in ids), 51]
-    return [*tokens, EOS]
+    return to_tokens(arrange(segments, text_leads=text_leads, drop_caption=drops_caption), VOCABULARY, EOS)
 
 
-def test_a_document_of_another_length_than_planned_is_not_written(shard_of):
+@given(SEGMENTS, st.booleans(), st.booleans(), st.data())
+def test_pieces_joined_are_the_document(shard_of, segments, text_leads, drops_caption, data):
+    shard = shard_of([segments])
+    whole = plain_tokens(segments, text_leads, drops_caption)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1)) if len(whole) > 1 else st.just(set())))
+    starts = np.array([0, *cuts])
+    lengths = np.diff([*starts, len(whole)])
+    pieces = tokens_of(
+        shard,
+        text_leads=text_leads,
+        drops_caption=drops_caption,
+        starts=starts,
+        lengths=lengths,
+        documents=np.zeros(len(starts), np.int64),
+    )
+    assert [token for piece in pieces for token in piece] == whole
+
+
+def test_a_document_of_another_length_than_planned_is_refused(shard_of):
     shard = shard_of([PAIR, PAIR])
-    with pytest.raises(ValueError, match="document 1 of a shard does not have the 7 tokens"):
-        tokens_of(shard, text_leads=False, drops_caption=False, lengths=np.array([8, 7]))
+    with pytest.raises(ValueError, match="document 1 of a shard does not have the tokens 0 to 9"):
+        tokens_of(shard, text_leads=False, drops_caption=False, lengths=np.array([8, 9]))
 
 
 def test_half_of_the_pairs_lead_with_text_and_the_given_share_loses_its_caption():

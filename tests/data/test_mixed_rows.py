@@ -77,7 +77,7 @@ def test_each_source_is_read_as_if_it_were_alone(mix):
         assert index == seen[name]
         seen[name] += 1
         assert all(map(np.array_equal, rows.row_tokens(row), rows.sources[name].row_tokens(index)))
-        assert rows.supervised_tokens(row) == rows.sources[name].supervised_tokens(index)
+        assert rows.labels(row) == rows.sources[name].labels(index)
     assert seen == {"pairs": 100, "text": 60, "fine": 40}
 
 

@@ -238,7 +238,7 @@ def test_a_plan_of_other_shards_is_refused(folder, tmp_path):
     rows = rows_of(folder, plans=tmp_path)
     (path,) = tmp_path.glob("*.json")
     plan = EpochPlan.read(path)
-    EpochPlan(plan.rows + 1, plan.lengths).write(path)
+    EpochPlan(plan.rows + 1, plan.lengths, plan.usable).write(path)
     with pytest.raises(UserError, match="the shards or the plan in"):
         rows_of(folder, plans=tmp_path).row_tokens(0)
     assert rows.row_tokens(0)

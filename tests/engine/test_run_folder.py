@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lavit_dist.config import build, config, load_config, save_config
+from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.config.tokenizer import TrainTokenizerConfig
 from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig
 from lavit_dist.engine.run_folder import RunFolder
@@ -116,3 +117,13 @@ def test_phases_in_another_order_are_other_settings(tmp_path):
     folder.check_config(first)
     with pytest.raises(UserError, match="phases"):
         folder.check_config(second)
+
+
+@pytest.mark.parametrize("changed", ["captions=one", "too_long=split", "supervise=second", "image_loss_weight=0.5"])
+def test_a_pretraining_run_keeps_its_documents_and_supervision(tmp_path, changed):
+    given = ["run_dir=run", "ids=ids", "text_tokenizer=text", "total_steps=9", "global_batch_size=2", "micro_batch_size=1"]
+    folder = RunFolder(tmp_path)
+    save_config(load_config(PretrainConfig, None, given), folder.config)
+    folder.check_config(load_config(PretrainConfig, None, given))
+    with pytest.raises(UserError, match=f"belongs to a run with documents.{changed.partition('=')[0]} ="):
+        folder.check_config(load_config(PretrainConfig, None, [*given, f"documents.{changed}"]))
