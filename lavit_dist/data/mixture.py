@@ -49,7 +49,7 @@ class Cycle:
     """The source of each row."""
     number_of: NDArray[np.int32]
     """How many rows of the same source come before it in the period."""
-    rows_of: tuple[NDArray[np.int64], ...]
+    rows_of: tuple[NDArray[np.int32], ...]
     """The rows of each source, in order."""
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Cycle:
 
 
 class Mixture:
-    """The sources of all rows, phase after phase; shares are kept to within a row from the beginning of each phase."""
+    """The sources of all rows, phase after phase. Shares are kept to within a row, counted anew from the beginning of each phase."""
 
     def __init__(self, phases: Sequence[Phase] = ()) -> None:
         self.phases: list[Phase] = []
@@ -170,7 +170,7 @@ def _period(shares: Shares) -> tuple[int, ...]:
 def _cycle(shares: tuple[int, ...]) -> Cycle:
     source_of = _order(np.array(shares, np.int64)) if len(shares) > 1 else np.zeros(shares[0], np.int16)
     number_of = np.empty(len(source_of), np.int32)
-    rows_of = tuple(np.flatnonzero(source_of == source) for source in range(len(shares)))
+    rows_of = tuple(np.flatnonzero(source_of == source).astype(np.int32) for source in range(len(shares)))
     for rows in rows_of:
         number_of[rows] = np.arange(len(rows))
     return Cycle(source_of, number_of, rows_of)
