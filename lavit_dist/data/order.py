@@ -58,12 +58,11 @@ def epoch_blocks(
     return [np.array(block, np.int64) for block in blocks]
 
 
-def block_documents(
-    shards: NDArray[np.int64], shard_starts: NDArray[np.int64], seed: int, epoch: int, block: int
-) -> NDArray[np.int64]:
-    """The documents of a block in their shuffled order."""
-    documents = np.concatenate([np.arange(shard_starts[shard], shard_starts[shard + 1]) for shard in shards])
-    return documents[permutation(len(documents), seed, epoch, DOCUMENTS, block)]
+def block_places(size: int, seed: int, epoch: int, block: int) -> NDArray[np.int64]:
+    """The place of each of the `size` documents of a block in its shuffled order."""
+    places = np.empty(size, np.int64)
+    places[permutation(size, seed, epoch, DOCUMENTS, block)] = np.arange(size)
+    return places
 
 
 def _mix(values: UInt64Array) -> UInt64Array:

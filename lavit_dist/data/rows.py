@@ -6,6 +6,7 @@ resumes exactly on any number of data-parallel ranks.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from lavit_dist.data.id_shard import IdShardHead
 from lavit_dist.data.id_shards import IdShards
 from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.micro_batch import ModalityWeights
-from lavit_dist.data.order import BLOCK_DOCUMENTS, ROWS, block_documents, epoch_blocks, permutation
+from lavit_dist.data.order import BLOCK_DOCUMENTS, ROWS, block_places, epoch_blocks, permutation
 from lavit_dist.data.packing import PACKER_VERSION, pack
 from lavit_dist.data.spans import Spans, epoch_spans, usable
 from lavit_dist.data.too_long import report_too_long
@@ -219,13 +220,15 @@ class RowDataset:
         heads = [self.shards.head(shard) for shard in self._blocks_of_epoch(epoch)[block].tolist()]
         lengths = [full_lengths(head) for head in heads]
         can_be = [usable(head, of_head, self.seq_len, self.policy.too_long) for head, of_head in zip(heads, lengths, strict=True)]
-        spans = self._block_spans(epoch, block, heads, can_be)
-        num_rows = int(pack(spans.lengths, self.seq_len).max(initial=-1)) + 1
+        spans, order = self._block_spans(epoch, block, heads, can_be)
+        num_rows = int(pack(spans.lengths[order], self.seq_len).max(initial=-1)) + 1
         every = np.concatenate(lengths)
         return EpochPlan(np.array([num_rows]), np.bincount(every), np.bincount(every[np.concatenate(can_be)]))
 
-    def _block_spans(self, epoch: int, block: int, heads: Sequence[IdShardHead], can_be: Sequence[NDArray[np.bool_]]) -> Spans:
-        """What an epoch has of the shards of a block, whose documents `can_be` in it or not, in shuffled order."""
+    def _block_spans(
+        self, epoch: int, block: int, heads: Sequence[IdShardHead], can_be: Sequence[NDArray[np.bool_]]
+    ) -> tuple[Spans, NDArray[np.int64]]:
+        """What an epoch has of the shards of a block, whose documents `can_be` in it or not; and the shuffled order of that."""
         shards = self._blocks_of_epoch(epoch)[block]
         of_shards = [
             epoch_spans(
@@ -239,13 +242,17 @@ class RowDataset:
             )
             for head, of_head in zip(heads, can_be, strict=True)
         ]
-        documents = block_documents(shards, self.shard_starts, self.seed, epoch, block)
-        return Spans.joined(of_shards, self.shard_starts[shards].tolist()).in_order(documents)
+        firsts = np.cumsum([0, *map(len, heads)])
+        spans = Spans.joined(of_shards, firsts[:-1].tolist())
+        order = spans.shuffled_by(block_places(int(firsts[-1]), self.seed, epoch, block))
+        numbers = np.concatenate([np.arange(self.shard_starts[shard], self.shard_starts[shard + 1]) for shard in shards])
+        return dataclasses.replace(spans, documents=numbers[spans.documents]), order
 
     def _pack_block(self, epoch: int, block: int) -> PackedBlock:
         shards = [self.shards[shard] for shard in self._blocks_of_epoch(epoch)[block].tolist()]
         can_be = [usable(shard, full_lengths(shard), self.seq_len, self.policy.too_long) for shard in shards]
-        spans = self._block_spans(epoch, block, shards, can_be)
+        spans, order = self._block_spans(epoch, block, shards, can_be)
+        spans = spans[order]
         row_of = pack(spans.lengths, self.seq_len)
         num_rows = int(row_of.max(initial=-1)) + 1
         if num_rows != self._plans[epoch].rows[block]:
