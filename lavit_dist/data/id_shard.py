@@ -208,6 +208,10 @@ class IdShard(IdShardHead):
         values: list[Any] = self._columns[name].to_pylist()
         return values
 
+    def value(self, name: str, document: int) -> Any:
+        """What a column has of one document, as a Python value."""
+        return self._columns[name][document].as_py()
+
     def segments(self, document: int) -> list[tuple[int, NDArray[np.integer]]]:
         """(`TEXT` or `IMAGE`, raw ids) of each segment of a document, in order."""
         segments = []

@@ -98,6 +98,13 @@ def read_from(file: BinaryIO, location: FileLocation) -> bytes:
     return data
 
 
+def key_and_suffix(member_name: str) -> tuple[str, str] | None:
+    """The key of a file in a tar and its lower-case suffix without the dot; None for a name that lacks either."""
+    folder, name = os.path.split(member_name)
+    stem, dot, suffix = name.partition(".")
+    return (str(Path(folder) / stem), suffix.lower()) if stem and dot else None
+
+
 def _members(path: Path) -> Iterator[tuple[str, str, FileLocation | None]]:
     """Key, suffix and location of every regular file; the location is None when the tar ends within the file."""
     try:
@@ -107,13 +114,12 @@ def _members(path: Path) -> Iterator[tuple[str, str, FileLocation | None]]:
         raise SampleError("unreadable_tar", f"{type(error).__name__}: {error}") from error
     with archive:
         while (member := _next(archive)) is not None:
-            folder, name = os.path.split(member.name)
-            stem, dot, suffix = name.partition(".")
-            if not member.isreg() or not dot or not stem:
+            named = key_and_suffix(member.name)
+            if not member.isreg() or named is None:
                 continue
             whole = member.offset_data + member.size <= size
             location = FileLocation(str(path), member.offset_data, member.size)
-            yield str(Path(folder) / stem), suffix.lower(), location if whole else None
+            yield *named, location if whole else None
         _check_end(path, archive.offset)
 
 
