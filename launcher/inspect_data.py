@@ -51,7 +51,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     if rows is not None:
         inspect_data.show(config, rows, arguments.output, arguments.images, arguments.source)
-    if arguments.audit and not inspect_data.audit(config, arguments.epoch, arguments.source):
+    if arguments.audit:
+        exit_unless(inspect_data.audit(config, arguments.epoch, arguments.source))
+
+
+def exit_unless(holds: bool) -> None:
+    """Ends with `WRONG_EPOCH` where an audit failed."""
+    if not holds:
         sys.exit(WRONG_EPOCH)
 
 

@@ -6,6 +6,7 @@ OUT/row-000000.png    one row each: its slots by document, kind of token and los
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -16,6 +17,8 @@ from rich.text import Text
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.epoch_audit import NAMED, EpochAudit, audit_epoch
 from lavit_dist.data.global_batches import GlobalBatches
+from lavit_dist.data.mixed_rows import MixedRows
+from lavit_dist.data.mixture import Asked
 from lavit_dist.data.quarantine import SampleError
 from lavit_dist.data.seen_rows import SeenDocument, see_row
 from lavit_dist.data.source_images import SourceImages, image_folders
@@ -64,16 +67,19 @@ def show(config: PretrainConfig, rows: range, output: str, images: str | None = 
 def audit(config: PretrainConfig, epoch: int, source: str | None = None) -> bool:
     """Walks an epoch of each id set of the run, or of one, prints what it holds, and returns whether all is as it should be."""
     setup_logging()
-    batches = _of_source(open_batches(config), source)
-    console = Console(highlight=False, soft_wrap=True)
-    to_user = Console(stderr=True)
+    return audit_batches(_of_source(open_batches(config), source), epoch)
+
+
+def audit_batches(batches: GlobalBatches, epoch: int) -> bool:
+    """`audit` of what is open."""
+    console, to_user = Console(highlight=False, soft_wrap=True), Console(stderr=True)
     holds = True
+
+    def shown(rows: range) -> Iterable[int]:
+        return track(rows, "walking rows", console=to_user, transient=True, disable=not to_user.is_terminal)
+
     for name, dataset in batches.rows.sources.items():
-        found = audit_epoch(
-            dataset,
-            epoch,
-            lambda rows: track(rows, "walking rows", console=to_user, transient=True, disable=not to_user.is_terminal),
-        )
+        found = audit_epoch(dataset, epoch, shown)
         print_audit(console, found, name, dataset.manifest.folder)
         holds &= found.ok
     return holds
@@ -109,7 +115,7 @@ def _of_source(batches: GlobalBatches, source: str | None) -> GlobalBatches:
         return batches
     names = batches.rows.sources
     check(source in names, f"--source {source} is no source of this run; choose of {', '.join(names)}.")
-    return GlobalBatches(names[source], batches.global_batch_size)
+    return GlobalBatches(MixedRows({source: names[source]}, [Asked(0, {source: 1.0})]), batches.global_batch_size)
 
 
 def _check_rows(config: PretrainConfig, batches: GlobalBatches, rows: range, source: str | None) -> None:

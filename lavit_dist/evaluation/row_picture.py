@@ -1,4 +1,7 @@
-"""A packed row as one picture: its slots in three strips, and a card for each document beneath."""
+"""A packed row as one picture: its slots in three strips, and a card for each document beneath.
+
+The typeface has no more than Latin letters; what it lacks is a box, and the printout has it.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,8 @@ DOCUMENTS: tuple[Colour, ...] = (
     (121, 112, 110),
 )
 """Colours of documents, in turn (Tableau 10, reordered so that neighbours differ)."""
+BRIGHT = 160
+"""Luma above which a colour takes dark numbers."""
 PADDING: Colour = LINE
 SLOTS: dict[Slot, Colour] = {
     Slot.TEXT: (37, 99, 235),
@@ -86,6 +91,12 @@ class StripLayout:
 def document_colour(number: int) -> Colour:
     """The colour of a row's document `number`, from 0, or of padding."""
     return PADDING if number == PADDING_DOCUMENT else DOCUMENTS[number % len(DOCUMENTS)]
+
+
+def ink_on(colour: Colour) -> Colour:
+    """What can be read on it, dark or light (ITU-R BT.601 luma)."""
+    red, green, blue = colour
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > BRIGHT else PAPER
 
 
 def draw_row(row: SeenRow, texts: Sequence[str], images: Sequence[Image.Image | None], note: str = "") -> Image.Image:
@@ -146,7 +157,13 @@ def _number_documents(
             left, top = layout.corner(int(slots[0]), 0)
             words, width = str(number + 1), len(slots) * layout.scale
             if width > draw.textlength(words, font=font(14)) + 4:
-                draw.text((left + width // 2, top + STRIP_HEIGHT // 2), words, fill=PAPER, font=font(14), anchor="mm")
+                draw.text(
+                    (left + width // 2, top + STRIP_HEIGHT // 2),
+                    words,
+                    fill=ink_on(document_colour(number)),
+                    font=font(14),
+                    anchor="mm",
+                )
 
 
 def _axis(draw: ImageDraw.ImageDraw, layout: StripLayout, first: int, end: int) -> None:
@@ -174,8 +191,9 @@ def _card(number: int, document: SeenDocument, text: str, image: Image.Image | N
     card = Image.new("RGB", (width, CARD_HEIGHT), PAPER)
     draw = ImageDraw.Draw(card)
     draw.rectangle((0, 0, width - 1, CARD_HEIGHT - 1), outline=LINE)
-    draw.rectangle((0, 0, BADGE, CARD_HEIGHT - 1), fill=document_colour(number))
-    draw.text((BADGE // 2 + 1, CARD_HEIGHT // 2), str(number + 1), fill=PAPER, font=font(14), anchor="mm")
+    colour = document_colour(number)
+    draw.rectangle((0, 0, BADGE, CARD_HEIGHT - 1), fill=colour)
+    draw.text((BADGE // 2 + 1, CARD_HEIGHT // 2), str(number + 1), fill=ink_on(colour), font=font(14), anchor="mm")
     left = BADGE + 6
     if document.image is not None:
         _paste_thumbnail(card, image, left, (CARD_HEIGHT - THUMB) // 2)

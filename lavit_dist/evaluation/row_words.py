@@ -49,8 +49,8 @@ def describe_source(document: SeenDocument) -> str:
 
 
 def describe_document(document: SeenDocument) -> str:
-    """The order of a document and how many tokens it has: `image → text; 43 tokens, 42 with a loss`."""
-    order = " → ".join(document.order) or "nothing"
+    """The order of a document and how many tokens it has: `image then text; 43 tokens, 42 with a loss`."""
+    order = " then ".join(document.order) or "nothing"
     dropped = ", caption dropped" if document.drops_caption else ""
     piece = f", from its token {document.first_token} on" if document.first_token else ""
     return f"{order}{dropped}{piece}; {len(document.tokens)} tokens, {document.num_supervised} with a loss"
