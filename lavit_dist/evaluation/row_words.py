@@ -37,8 +37,9 @@ def describe_row(row: SeenRow) -> str:
     size = len(row.slots)
     documents = f"{len(row.documents)} document{'s' * (len(row.documents) != 1)}"
     text, image = (int((row.losses == kind).sum()) for kind in (Loss.TEXT, Loss.IMAGE))
+    place = f" (its row {row.source_row})" if row.source_row != row.row else ""
     return (
-        f"Row {row.row}: step {row.step}, epoch {row.epoch} of {row.source}; {documents}, {size - row.num_padding:,} of {size:,} slots,"
+        f"Row {row.row}: step {row.step}, epoch {row.epoch} of {row.source}{place}; {documents}, {size - row.num_padding:,} of {size:,} slots,"
         f" padding {row.num_padding / size:.1%}; with a loss: {text:,} of text, {image:,} of images"
     )
 

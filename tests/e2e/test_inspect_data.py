@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -89,11 +90,11 @@ def test_the_pictures_are_found_beside_the_ids(world_settings: dict[str, Any], t
     out = capsys.readouterr().out
     assert "not at hand" not in out
     with Image.open(tmp_path / "row-000000.png") as found:
-        colours = len(set(found.convert("RGB").get_flattened_data()))
+        colours = len(np.unique(np.asarray(found).reshape(-1, 3), axis=0))
     inspect_data.show(config, range(1), str(tmp_path), images=str(tmp_path))
     assert f"of its pictures are not at hand: 00000.tar was looked for in {tmp_path}, {tmp_path}/train." in capsys.readouterr().out
     with Image.open(tmp_path / "row-000000.png") as absent:
-        assert len(set(absent.convert("RGB").get_flattened_data())) < colours
+        assert len(np.unique(np.asarray(absent).reshape(-1, 3), axis=0)) < colours
 
 
 def test_photographs_from_pictures_to_rows(
@@ -164,9 +165,12 @@ def test_the_sources_of_a_mixture_together_and_alone(mixture_settings: dict[str,
     config = build(PretrainConfig, mixture_settings)
     inspect_data.show(config, range(8), str(tmp_path / "all"))
     both = capsys.readouterr().out
-    assert " of fine; " in both and " of pairs; " in both
+    assert len(re.findall(r" of fine \(its row [01]\);", both)) == 2
+    assert len(re.findall(r" of pairs[; ]", both)) == 6
     inspect_data.show(config, range(2), str(tmp_path / "one"), source="fine")
     assert capsys.readouterr().out.count("epoch 0 of fine; ") == 2
+    inspect_data.show(config, range(2, 4), str(tmp_path / "late"), source="fine", images=str(tmp_path))
+    assert f"looked for in {tmp_path}, {tmp_path}/fine." in capsys.readouterr().out
     assert inspect_data.audit(config, 0)
     assert re.findall(r"^(\w+): epoch 0", capsys.readouterr().out, re.MULTILINE) == ["pairs", "fine"]
     assert inspect_data.audit(config, 0, source="fine")
