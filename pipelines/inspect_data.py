@@ -55,12 +55,12 @@ def show(config: PretrainConfig, rows: range, output: str, images: str | None = 
         absent = [reason for reason in found if isinstance(reason, str)]
         note = f"{len(absent)} of its pictures are not at hand: {absent[0]}." if absent else ""
         path = Path(output) / f"row-{number:06d}.png"
-        _print_row(console, describe_row(row), row.documents, texts, note)
         buffer = io.BytesIO()
         draw_row(row, texts, [image if isinstance(image, Image.Image) else None for image in found], note).save(
             buffer, format="PNG"
         )
         write_atomically(path, buffer.getvalue())
+        _print_row(console, describe_row(row), row.documents, texts, note)
         console.print(Text(f"      {path}\n"))
 
 

@@ -178,3 +178,29 @@ def test_labels_that_are_miscounted_are_named(folder):
     found = audit_epoch(open_rows(folder, Mistaken), 0)
     assert found.num_offences == 1
     assert found.offences[0].startswith("Row 0 has a loss on ")
+
+
+def test_a_row_of_another_epoch_is_named(folder):
+    class Late(RowDataset):
+        """Epoch 0 is said to end a row later than it does."""
+
+        def rows_before_epoch(self, epoch: int) -> int:
+            return super().rows_before_epoch(epoch) + (epoch == 1)
+
+    border = open_rows(folder).rows_before_epoch(1)
+    assert f"Row {border} is of epoch 1." in audit_epoch(open_rows(folder, Late), 0).offences
+
+
+def test_a_row_that_asks_for_more_than_its_document_has_is_named(folder):
+    class Greedy(RowDataset):
+        """The last document of one row is said to be longer than it is, within the row's padding."""
+
+        def row_spans(self, row: int) -> Spans:
+            spans = super().row_spans(row)
+            longer = spans.lengths + (np.arange(len(spans)) == len(spans) - 1)
+            return dataclasses.replace(spans, lengths=longer) if row == roomy else spans
+
+    right = open_rows(folder)
+    roomy = next(row for row in range(right.rows_before_epoch(1)) if sum(map(len, right.row_tokens(row))) < SEQ_LEN)
+    found = audit_epoch(open_rows(folder, Greedy), 0)
+    assert any(sentence.startswith(f"Row {roomy} can't be read: ") for sentence in found.offences)
