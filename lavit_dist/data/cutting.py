@@ -1,16 +1,13 @@
-"""Where documents are cut, and which of their tokens have a loss: those behind a prefix that the model is given. One compiled pass.
-
-It is all in this file, for numba keeps what it compiled until the file of the function that was called changes, not those of others.
-"""
+"""Where documents are cut, and which of their tokens have a loss: those behind a prefix that the model is given. One compiled pass."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from lavit_dist.config.documents import Supervise
+from lavit_dist.data.compiled import compiled
 from lavit_dist.data.id_shard import IMAGE, TEXT
 
 ALL, SECOND, GENERATED = range(3)
@@ -18,7 +15,7 @@ SUPERVISE: dict[Supervise, int] = {"all": ALL, "second": SECOND, "generated": GE
 """The policies as compiled code knows them."""
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def cut(
     kinds: Any,
     segment_lengths: Any,
@@ -52,7 +49,7 @@ def cut(
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _cut_document(kinds: Any, lengths: Any, index: int, seq_len: int, supervise: int, out: Any, count: int) -> int:
     """The spans of one document with these segments, in order; they fill rows from the left. Returns `count` plus their number."""
     num_given = _given_segments(kinds, supervise)
@@ -82,7 +79,7 @@ def _cut_document(kinds: Any, lengths: Any, index: int, seq_len: int, supervise:
     return count + 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _write(
     out: Any, count: int, index: int, start: int, end: int, given: int, given_of_image: int, before_start: int, before_end: int
 ) -> None:
@@ -99,7 +96,7 @@ def _write(
     out[4, count] = max(0, before_end - before_loss)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _given_segments(kinds: Any, supervise: int) -> int:
     """How many of a document's leading segments, of `kinds`, have no loss."""
     if supervise == SECOND and kinds.size > 1:
@@ -111,7 +108,7 @@ def _given_segments(kinds: Any, supervise: int) -> int:
     return 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _segment_tokens(kind: int, length: int) -> tuple[int, int]:
     """The tokens of a segment of `length` ids, and how many of them are of an image as `MicroBatch.modality` has it: codes and [/IMG]."""
     return (length + 2, length + 1) if kind == IMAGE else (length, 0)

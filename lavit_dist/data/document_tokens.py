@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from lavit_dist.data.compiled import compiled
 from lavit_dist.data.id_shard import IMAGE, TEXT, IdShard
 from lavit_dist.data.spans import Spans
 from lavit_dist.models.vocabulary import Vocabulary
@@ -47,7 +47,7 @@ def write_tokens(
         )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _write(
     out: Any,
     places: Any,

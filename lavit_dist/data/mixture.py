@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lavit_dist.data.compiled import compiled
 
 MILLION = 1_000_000
 """Shares are kept in rows per million: decimal weights are exact, others off by a share of 10^-6."""
@@ -176,7 +177,7 @@ def _cycle(shares: tuple[int, ...]) -> Cycle:
     return Cycle(source_of, number_of, rows_of)
 
 
-@njit
+@compiled
 def _order(shares: NDArray[np.int64]) -> NDArray[np.int16]:
     """The source of each of `sum(shares)` rows, for two sources or more, by Tijdeman (The chairman assignment problem, 1980).
 

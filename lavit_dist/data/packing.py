@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from lavit_dist.data.compiled import compiled
 
 PACKER_VERSION = 2
 """Part of every plan's digest; raise it when the rows that the same input gives change."""
@@ -34,7 +35,7 @@ def pack(lengths: NDArray[np.integer], capacity: int) -> NDArray[np.int64]:
     return rows
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _pack(lengths: Any, capacity: int) -> Any:
     row_of = np.full(lengths.size, -1, np.int64)
     first = np.full(capacity + 1, -1, np.int64)  # of the documents of a length that are left
@@ -72,7 +73,7 @@ def _pack(lengths: Any, capacity: int) -> Any:
     return row_of
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _best_pair(words: Any, left: Any, room: int) -> Any:
     """The two lengths, the longer one first, that together come closest to `room`; -1 in the place of one that is not there."""
     best = (-1, -1)
@@ -94,7 +95,7 @@ def _best_pair(words: Any, left: Any, room: int) -> Any:
     return best
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _largest_at_most(words: Any, limit: int) -> int:
     """The highest set bit that is not above `limit`; -1 if there is none."""
     if limit < 0:
