@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -16,6 +17,9 @@ import torch.distributed as dist
 from lavit_dist.parallel.lean_imports import import_deepspeed
 
 T = TypeVar("T")
+LISTENED_PORTS = range(20000, 29000)
+"""Where `free_port` looks: above Ray's, below torch's default, and outside what systems give to outgoing connections."""
+PORT_TRIES = 100
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a rank before the run is aborted; a 7B checkpoint is written well within it."""
 
@@ -134,7 +138,12 @@ def seed_everything(seed: int) -> None:
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on the loopback interface that was free a moment ago, below those that the system gives to outgoing connections.
+
+    Of those, another run's connections could take it before it is listened on. Raises `OSError` if none of a hundred is free.
+    """
+    for port in random.SystemRandom().sample(LISTENED_PORTS, PORT_TRIES):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"None of {PORT_TRIES} ports from {LISTENED_PORTS.start} to {LISTENED_PORTS.stop - 1} is free.")
