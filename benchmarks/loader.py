@@ -25,6 +25,7 @@ from packing_plan import EOS_ID, VOCABULARY, write_set
 from tables import tell
 
 from lavit_dist.data.global_batches import GlobalBatches
+from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.rows import RowDataset
 
 MICRO_BATCH = 8
@@ -80,7 +81,7 @@ def report(documents: int, seq_len: int, num_rows: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_set(folder / "ids", documents, documents // 8)
-        rows = RowDataset(folder / "ids", VOCABULARY, EOS_ID, seq_len, 0, 0.0, verify=False)
+        rows = RowDataset(load_manifest(folder / "ids"), VOCABULARY, EOS_ID, seq_len, 0, 0.0, verify=False)
         steps = min(num_rows, rows.rows_before_epoch(1)) // MICRO_BATCH
         sides: dict[str, Callable[[], int]] = {
             "ours": partial(ours, rows, steps),

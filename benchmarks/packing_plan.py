@@ -20,7 +20,7 @@ import numpy as np
 from packing import lavit_lengths
 
 from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, ShardRecord, write_id_shard
-from lavit_dist.data.manifest import write_manifest
+from lavit_dist.data.manifest import load_manifest, write_manifest
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.models.vocabulary import Vocabulary
 
@@ -72,7 +72,7 @@ def write_shard(path: Path, documents: int, seed: int) -> ShardRecord:
 def start(folder: Path, plans: Path, seq_len: int) -> None:
     """What each start does: prints, as JSON, the seconds to the plan and to the first row, and what the plan says."""
     begun = time.perf_counter()
-    rows = RowDataset(folder, VOCABULARY, EOS_ID, seq_len, 0, 0.1, verify=False, plans=plans)
+    rows = RowDataset(load_manifest(folder), VOCABULARY, EOS_ID, seq_len, 0, 0.1, verify=False, plans=plans)
     planned = time.perf_counter()
     rows.row_tokens(0)
     first_row = time.perf_counter()

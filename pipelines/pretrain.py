@@ -106,7 +106,7 @@ def open_batches(config: PretrainConfig, *, verify: bool = True) -> GlobalBatche
         mixed_tokenizer(text_tokenizer.folder, vocabulary)  # the export makes it again: better refused now than after the last step
     rows = {
         name: RowDataset(
-            source.ids,
+            manifest,
             vocabulary,
             text_tokenizer.eos_id,
             config.seq_len,
@@ -117,7 +117,7 @@ def open_batches(config: PretrainConfig, *, verify: bool = True) -> GlobalBatche
             verify=verify and rank() == 0,
             plans=Path(config.plan_cache or DEFAULT_FOLDER).expanduser(),
         )
-        for name, source in sources.items()
+        for name, manifest in manifests.items()
     }
     asked = [
         Asked(step * config.global_batch_size, _row_weights(config, rows, weights))

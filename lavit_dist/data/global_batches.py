@@ -19,16 +19,18 @@ class GlobalBatches:
         self.rows = rows if isinstance(rows, MixedRows) else MixedRows.of(rows)
         self.global_batch_size = global_batch_size
 
-    def supervised_tokens(self, step: int) -> int:
-        """Tokens of the global batch that have a label."""
-        return sum(self._labels(step))
+    def labels(self, step: int) -> tuple[int, int]:
+        """Tokens of text and of images that have a label in the global batch; known from lengths alone."""
+        first = step * self.global_batch_size
+        of_rows = [self.rows.labels(row) for row in range(first, first + self.global_batch_size)]
+        return sum(text for text, _ in of_rows), sum(image for _, image in of_rows)
 
     def total_weight(self, step: int) -> float:
         """What the labels of the global batch weigh together, a token of text and one of an image as the policy says.
 
-        It is known from lengths alone. Raises `UserError` when there is no label.
+        Raises `UserError` when there is no label.
         """
-        text, image = self._labels(step)
+        text, image = self.labels(step)
         weights = self.rows.modality_weights
         check(
             text + image > 0,
@@ -83,9 +85,3 @@ class GlobalBatches:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state`. Raises `UserError` when a run with it trained on other data or rows than these."""
         self.rows.load_state(state)
-
-    def _labels(self, step: int) -> tuple[int, int]:
-        """Tokens of text and of images that have a label in the global batch."""
-        first = step * self.global_batch_size
-        of_rows = [self.rows.labels(row) for row in range(first, first + self.global_batch_size)]
-        return sum(text for text, _ in of_rows), sum(image for _, image in of_rows)

@@ -100,7 +100,7 @@ class MixedRows:
 
         It names the shards that differ where the folder `kept` has the manifests that the run was started with.
         """
-        for name, saved in sorted(_in_todays_form(state)["sources"].items()):
+        for name, saved in sorted(state["sources"].items()):
             if name in self.sources:
                 rows = self.sources[name]
                 check_fingerprint(saved["fingerprint"], rows.manifest, kept)
@@ -115,7 +115,6 @@ class MixedRows:
 
         Raises `UserError` when a source holds other data or rows than those that were trained on.
         """
-        state = _in_todays_form(state)
         saved, row = state["sources"], state["rows_consumed"]
         history = [Phase(part["first_row"], dict(sorted(part["rows_per_million"].items()))) for part in state["phases"]]
         mixture = plan(self.asked, self.limits, history, row)
@@ -163,14 +162,6 @@ def _source_state(rows: RowDataset, consumed: int) -> dict[str, Any]:
         "epoch": rows.locate(consumed)[0],
         "rows_consumed": consumed,
     }
-
-
-def _in_todays_form(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A checkpoint's state, also of before there were mixtures."""
-    if "sources" in state:
-        return state
-    phases = [{"first_row": 0, "rows_per_million": {SOLE_SOURCE: MILLION}}]
-    return {"sources": {SOLE_SOURCE: dict(state)}, "phases": phases, "rows_consumed": state["rows_consumed"]}
 
 
 def _check_alike(first: RowDataset, other: RowDataset) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +25,7 @@ from lavit_dist.data.documents import full_lengths
 from lavit_dist.data.epoch_plan import EpochPlan, planned
 from lavit_dist.data.id_shard import IdShardHead
 from lavit_dist.data.id_shards import IdShards
-from lavit_dist.data.manifest import load_manifest
+from lavit_dist.data.manifest import Manifest
 from lavit_dist.data.micro_batch import ModalityWeights
 from lavit_dist.data.order import BLOCK_DOCUMENTS, ROWS, block_places, epoch_blocks, permutation
 from lavit_dist.data.packing import PACKER_VERSION, pack
@@ -63,7 +64,7 @@ class RowDataset:
 
     def __init__(
         self,
-        folder: str | Path,
+        manifest: Manifest,
         vocabulary: Vocabulary,
         eos_id: int,
         seq_len: int,
@@ -76,37 +77,36 @@ class RowDataset:
         min_block_documents: int = BLOCK_DOCUMENTS,
         plans: Path | None = None,
     ) -> None:
-        """Reads the manifest and the plan of the first epoch, which is made if the folder `plans` doesn't hold it; `verify` checks that
-        every shard is there and the sha256 of local ones (one rank is enough). `id_cache` says where shards are kept if `folder` is the
-        URL of a store.
+        """Reads the plan of the first epoch, which is made if the folder `plans` doesn't hold it; `verify` checks that every shard is
+        there and the sha256 of local ones (one rank is enough). `id_cache` says where shards are kept if the set lies in a store.
 
         Raises `UserError` when the set is damaged, of another vocabulary, has no document that fits a row, or one too long for the policy.
         """
-        id_cache = id_cache or IdCacheConfig()
-        self.manifest = load_manifest(folder, id_cache.storage_options)
-        encoding = self.manifest.encoding
+        self.manifest = manifest
+        encoding = manifest.encoding
         check(
             (encoding.text_vocab_size, encoding.codebook_size) == (vocabulary.text_size, vocabulary.codebook_size),
-            f"The ids in {folder} have {encoding.text_vocab_size} text ids and {encoding.codebook_size} codes, but this run has"
+            f"The ids in {manifest.folder} have {encoding.text_vocab_size} text ids and {encoding.codebook_size} codes, but this run has"
             f" {vocabulary.text_size} and {vocabulary.codebook_size}; give both the same text tokenizer and visual tokenizer.",
         )
-        self.shards = IdShards(self.manifest, id_cache)
+        self.shards = IdShards(manifest, id_cache)
         if verify:
             self.shards.check_sizes()
             self.shards.check_digests()
         self.vocabulary, self.eos_id, self.seq_len = vocabulary, eos_id, seq_len
         self.seed, self.caption_dropout, self.min_block_documents = seed, caption_dropout, min_block_documents
         self.policy = policy
-        self.shard_starts = np.cumsum([0, *(shard.documents for shard in self.manifest.shards)])
+        self.shard_starts = np.cumsum([0, *(shard.documents for shard in manifest.shards)])
         self.plans = plans
         self._current: tuple[int, int] | None = None
+        self._planning = threading.Lock()
         self._epoch_starts = [0]
         self._plans: list[EpochPlan] = []
         self._row_ends: list[NDArray[np.int64]] = []
         self._blocks_of_epoch = lru_cache(maxsize=CACHED_EPOCHS)(self._group_blocks)
         self.block = lru_cache(maxsize=CACHED_BLOCKS)(self._pack_block)
-        self._plan_epoch()
-        self._check_lengths(folder)
+        self._plan_epoch(0)
+        self._check_lengths()
 
     @property
     def num_documents(self) -> int:
@@ -140,23 +140,19 @@ class RowDataset:
 
     def rows_before_epoch(self, epoch: int) -> int:
         """Rows of all epochs before `epoch`."""
-        while len(self._plans) < epoch:
-            self._plan_epoch()
+        while len(self._epoch_starts) <= epoch:
+            self._plan_epoch(len(self._epoch_starts) - 1)
         return self._epoch_starts[epoch]
 
     def locate(self, row: int) -> tuple[int, int, int]:
         """(epoch, block, row within the block) of a row counted from the start of the run."""
         while self._epoch_starts[-1] <= row:
-            self._plan_epoch()
+            self._plan_epoch(len(self._epoch_starts) - 1)
         epoch = int(np.searchsorted(self._epoch_starts, row, side="right")) - 1
         within = row - self._epoch_starts[epoch]
         ends = self._row_ends[epoch]
         block = int(np.searchsorted(ends, within, side="right"))
         return epoch, block, within - (int(ends[block - 1]) if block else 0)
-
-    def supervised_tokens(self, row: int) -> int:
-        """Tokens of a row that have a label; known from lengths alone."""
-        return sum(self.labels(row))
 
     def labels(self, row: int) -> tuple[int, int]:
         """Tokens of text and of images in a row that have a label, for which a weight of 0 leaves none; known from lengths alone."""
@@ -206,15 +202,18 @@ class RowDataset:
     def _group_blocks(self, epoch: int) -> list[NDArray[np.int64]]:
         return epoch_blocks(self.shard_starts, self.seed, epoch, self.min_block_documents)
 
-    def _plan_epoch(self) -> None:
-        epoch = len(self._plans)
-        path = self.plans / f"{self.plan_digest[:32]}-epoch{epoch}.json" if self.plans else None
-        plan = planned(
-            path, len(self._blocks_of_epoch(epoch)), lambda block: self._plan_block(epoch, block), self.shards.head_threads
-        )
-        self._plans.append(plan)
-        self._row_ends.append(np.cumsum(plan.rows))
-        self._epoch_starts.append(self._epoch_starts[-1] + plan.num_rows)
+    def _plan_epoch(self, epoch: int) -> None:
+        """Appends the plan of the next epoch, `epoch`, unless another thread has done so in between."""
+        with self._planning:
+            if epoch < len(self._plans):
+                return
+            path = self.plans / f"{self.plan_digest[:32]}-epoch{epoch}.json" if self.plans else None
+            plan = planned(
+                path, len(self._blocks_of_epoch(epoch)), lambda block: self._plan_block(epoch, block), self.shards.head_threads
+            )
+            self._plans.append(plan)
+            self._row_ends.append(np.cumsum(plan.rows))
+            self._epoch_starts.append(self._epoch_starts[-1] + plan.num_rows)  # the last, for it is what others look at
 
     def _plan_block(self, epoch: int, block: int) -> EpochPlan:
         heads = [self.shards.head(shard) for shard in self._blocks_of_epoch(epoch)[block].tolist()]
@@ -268,16 +267,16 @@ class RowDataset:
         labels = [np.bincount(row_of, weights=of_spans, minlength=num_rows) for of_spans in spans.labels.T]
         return PackedBlock(spans[by_row], np.concatenate([[0], np.cumsum(counts)]), np.stack(labels, axis=1).astype(np.int64))
 
-    def _check_lengths(self, folder: str | Path) -> None:
+    def _check_lengths(self) -> None:
         lengths = self._plans[0].lengths
         longest = len(lengths) - 1
         check(
             self.num_documents > 0,
-            f"seq_len {self.seq_len} is too short for every document in {folder}; the longest needs {longest}.",
+            f"seq_len {self.seq_len} is too short for every document in {self.manifest.folder}; the longest needs {longest}.",
         )
         report_too_long(
             self.policy.too_long,
-            folder,
+            self.manifest.folder,
             seq_len=self.seq_len,
             documents=int(lengths.sum()),
             too_long=int(lengths[self.seq_len + 1 :].sum()),

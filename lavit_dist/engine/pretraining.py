@@ -23,6 +23,7 @@ from lavit_dist.checkpoint.llama_state import (
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
+from lavit_dist.data.read_ahead import ReadAhead
 from lavit_dist.engine.checks import RankChecks
 from lavit_dist.engine.llama_engine import build_engine
 from lavit_dist.engine.schedule import learning_rate_factor
@@ -59,6 +60,7 @@ class Pretraining:
         self.batches = batches
         self.vocabulary: Vocabulary = batches.rows.vocabulary
         self.place = layout.coordinates(rank())
+        self._read_ahead = ReadAhead(self._micro_batches, config.total_steps)
         self.engine, self.losses = build_engine(
             config, layout, self.vocabulary, weights or random_weights(config.model, config.seed)
         )
@@ -73,7 +75,7 @@ class Pretraining:
     def train_step(self, step: int) -> Mapping[str, float]:
         """Takes step `step`; `learning_rate` in what it returns is the base rate, before the factors of parameters.learning_rate_scale."""
         start = time.perf_counter()
-        micro_batches = self._micro_batches(step)
+        micro_batches = self._read_ahead(step)
         data_wait = time.perf_counter() - start
         optimizer = self.config.optimizer
         factor = learning_rate_factor(step, total_steps=self.config.total_steps, optimizer=optimizer)
@@ -107,6 +109,7 @@ class Pretraining:
 
     def load(self, folder: Path) -> None:
         check_layout(folder, self.layout, self.config.parallel.zero_stage)
+        self._read_ahead.forget()
         self.batches.load_state(read_facts(folder).data)
         self.batches.check_suffice(self.config.total_steps)
         self.engine.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)

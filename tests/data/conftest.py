@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lavit_dist.config.base import build
+from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.data.id_shard import Encoding, IdDocument, write_id_shard
-from lavit_dist.data.manifest import Manifest, write_manifest
+from lavit_dist.data.id_shards import IdShards
+from lavit_dist.data.manifest import Manifest, load_manifest, write_manifest
+from tests.data.stored_ids import SHARDS
 
 Members = Iterable[tuple[str, bytes]]
 
@@ -74,3 +78,22 @@ def write_documents() -> Callable[..., Manifest]:
         )
 
     return write
+
+
+@pytest.fixture
+def ids(tmp_path: Path, write_id_set: Callable[..., Manifest]) -> Path:
+    """The local folder of a set of shards of the same size."""
+    write_id_set(tmp_path / "ids", [[(9, 4)] * 20 for _ in range(SHARDS)])
+    return tmp_path / "ids"
+
+
+@pytest.fixture
+def open_shards(ids: Path, tmp_path: Path) -> Callable[..., IdShards]:
+    """`open_shards(room)`: the set through a cache with room for so many shards."""
+
+    def make(room: int = SHARDS, attempts: int = 3, **settings: int) -> IdShards:
+        manifest = load_manifest(f"folderstore://{ids}")
+        cache = {"folder": str(tmp_path / "cache"), "bytes": room * manifest.shards[0].size, "attempts": attempts}
+        return IdShards(manifest, build(IdCacheConfig, cache), first_wait=0.001, **settings)
+
+    return make

@@ -9,7 +9,7 @@ import pytest
 from lavit_dist.config.documents import DEFAULT_DOCUMENTS, DocumentsConfig
 from lavit_dist.data.epoch_audit import NAMED, audit_epoch
 from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, write_id_shard
-from lavit_dist.data.manifest import write_manifest
+from lavit_dist.data.manifest import load_manifest, write_manifest
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.data.spans import Spans
 from lavit_dist.models.vocabulary import Vocabulary
@@ -22,7 +22,7 @@ LONG = [[(10, 200), (60, 3), (9, 4), (20, 30)], [(5, 60), (46, 0), (45, 3), (8, 
 
 
 def open_rows(folder: Path, cls: type[RowDataset] = RowDataset, policy: DocumentsConfig = DEFAULT_DOCUMENTS) -> RowDataset:
-    return cls(folder, VOCABULARY, EOS, SEQ_LEN, 3, 0.3, policy, min_block_documents=16)
+    return cls(load_manifest(folder), VOCABULARY, EOS, SEQ_LEN, 3, 0.3, policy, min_block_documents=16)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,8 @@
-"""Shards from wherever they lie: fetched once per host, kept within bounds, found damaged or missing with their names."""
+"""Shards from wherever they lie: opened once, bounded in number, found damaged or missing with their names."""
 
 import gc
 import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,89 +19,9 @@ from lavit_dist.data.rows import RowDataset
 from lavit_dist.errors import UserError
 from lavit_dist.models.vocabulary import Vocabulary
 from tests.data.folder_store import logged, steer
+from tests.data.stored_ids import SHARDS, cached, content, downloads, flip, others, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
-SHARDS = 8
-
-
-@pytest.fixture
-def ids(tmp_path, write_id_set):
-    """The local folder of a set of shards of the same size."""
-    write_id_set(tmp_path / "ids", [[(9, 4)] * 20 for _ in range(SHARDS)])
-    return tmp_path / "ids"
-
-
-@pytest.fixture
-def open_shards(ids, tmp_path):
-    """`open_shards(room)`: the set through a cache with room for so many shards."""
-
-    def make(room=SHARDS, attempts=3, **settings):
-        manifest = load_manifest(f"folderstore://{ids}")
-        cache = {"folder": str(tmp_path / "cache"), "bytes": room * manifest.shards[0].size, "attempts": attempts}
-        return IdShards(manifest, build(IdCacheConfig, cache), first_wait=0.001, **settings)
-
-    return make
-
-
-def cached(tmp_path):
-    return sorted((tmp_path / "cache").glob("*.arrow"))
-
-
-def others(tmp_path):
-    """What is in the cache besides whole shards and the lock that is always there."""
-    return sorted(path.name for path in (tmp_path / "cache").iterdir() if path.suffix != ".arrow" and path.name != ".room.lock")
-
-
-def content(shards, index):
-    return [[(kind, codes.tolist()) for kind, codes in shards[index].segments(d)] for d in range(len(shards[index]))]
-
-
-def downloads(ids):
-    return [event.removeprefix("get ") for event in logged(ids) if event.startswith("get")]
-
-
-PROGRAM = """
-import sys
-from lavit_dist.config.base import build
-from lavit_dist.config.id_cache import IdCacheConfig
-from lavit_dist.data.id_shards import IdShards
-from lavit_dist.data.manifest import load_manifest
-import tests.data.folder_store
-ids, folder, size, *indices = sys.argv[1:]
-shards = IdShards(load_manifest("folderstore://" + ids), build(IdCacheConfig, {"folder": folder, "bytes": int(size)}))
-print("ready", flush=True)
-sys.stdin.readline()
-for index in indices:
-    print(shards[int(index)].ids.sum(), flush=True)
-sys.stdin.readline()
-"""
-
-
-class Reader:
-    """A process that opens shards when it is told to, and ends when it is told to."""
-
-    def __init__(self, ids, tmp_path, size, *indices):
-        arguments = [sys.executable, "-c", PROGRAM, ids, tmp_path / "cache", size, *indices]
-        self.indices = indices
-        self.process = subprocess.Popen(
-            list(map(str, arguments)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def go(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def sums(self):
-        return [int(self.process.stdout.readline()) for _ in self.indices]
-
-    def end(self):
-        self.process.communicate("\n", timeout=60)
-        assert self.process.returncode == 0
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.communicate(timeout=60)
 
 
 def test_shards_from_a_store_are_those_on_disk(ids, open_shards):
@@ -124,7 +40,7 @@ def test_rows_of_a_url_are_those_of_the_folder(ids, tmp_path, url):
     vocabulary = Vocabulary(50, 70)
     cache = build(IdCacheConfig, {"folder": str(tmp_path / "cache"), "bytes": 3 * (ids / "shard-00000.arrow").stat().st_size})
     settings = {"vocabulary": vocabulary, "eos_id": 0, "seq_len": 48, "seed": 0, "caption_dropout": 0.1, "min_block_documents": 30}
-    here, there = (RowDataset(place, id_cache=cache, **settings) for place in (ids, url.format(ids)))
+    here, there = (RowDataset(load_manifest(place), id_cache=cache, **settings) for place in (ids, url.format(ids)))
     for row in range(here.rows_before_epoch(2)):
         assert [a.tolist() for a in here.row_tokens(row)] == [a.tolist() for a in there.row_tokens(row)]
     assert here.plan_digest == there.plan_digest
@@ -194,124 +110,6 @@ def test_the_number_of_open_shards_is_bounded_and_arrays_outlive_it(ids, max_ope
         assert len(shards[index]) == 20
         assert len(os.listdir("/proc/self/fd")) - before <= max_open + 1  # noqa: PTH208
     assert kept.tolist() == expected
-
-
-@pytest.mark.parametrize("room", [2, 4])
-def test_the_room_is_kept_and_the_least_recently_used_shard_goes(ids, open_shards, tmp_path, room):
-    shards = open_shards(room)
-    for index in range(SHARDS):
-        assert len(shards[index]) == 20
-        assert len(cached(tmp_path)) <= room
-    downloads(ids)
-    del shards
-    gc.collect()
-    again = open_shards(room)
-    oldest = SHARDS - room
-    assert len(again[oldest]) == 20  # it is there still, and now the most recently used
-    assert len(again[0]) == 20
-    assert len(again[oldest]) == 20
-    assert downloads(ids) == ["shard-00000.arrow"]
-    names = {path.name.split(".")[0] for path in cached(tmp_path)}
-    digests = [record.sha256 for record in again.manifest.shards]
-    assert digests[oldest] in names and digests[0] in names
-    assert digests[oldest + 1] not in names
-
-
-def test_what_another_process_reads_is_never_removed(ids, open_shards, tmp_path):
-    size = (ids / "shard-00000.arrow").stat().st_size
-    reader = Reader(ids, tmp_path, 4 * size, 0)
-    reader.go()
-    reader.sums()
-    shards = open_shards(4)
-    first = tmp_path / "cache" / f"{shards.manifest.shards[0].sha256}.{size}.arrow"
-    os.utime(first, (0, 0))  # the oldest by far
-    for index in range(1, SHARDS):
-        assert len(shards[index]) == 20
-        assert first.exists()
-        assert len(cached(tmp_path)) <= 4
-    reader.end()
-    for index in range(1, 5):
-        assert len(shards[index]) == 20
-    assert not first.exists()
-
-
-def test_a_killed_reader_holds_nothing(ids, open_shards, tmp_path):
-    size = (ids / "shard-00000.arrow").stat().st_size
-    reader = Reader(ids, tmp_path, 2 * size, 0)
-    reader.go()
-    reader.sums()
-    reader.kill()
-    shards = open_shards(2)
-    for index in range(1, 4):
-        assert len(shards[index]) == 20
-        assert len(cached(tmp_path)) <= 2
-
-
-def test_processes_that_want_a_shard_at_once_fetch_it_once(ids, tmp_path):
-    steer(ids, seconds=0.5)
-    size = (ids / "shard-00000.arrow").stat().st_size
-    readers = [Reader(ids, tmp_path, SHARDS * size, 0, 1, 2) for _ in range(2)]
-    for reader in readers:
-        reader.go()
-    assert len({tuple(reader.sums()) for reader in readers}) == 1
-    for reader in readers:
-        reader.end()
-    assert sorted(downloads(ids)) == ["shard-00000.arrow", "shard-00001.arrow", "shard-00002.arrow"]
-    assert others(tmp_path) == []
-
-
-def test_a_fetch_that_was_killed_is_made_by_who_waits_and_leaves_nothing(ids, open_shards, tmp_path):
-    steer(ids, seconds=60)
-    size = (ids / "shard-00000.arrow").stat().st_size
-    first, second = (Reader(ids, tmp_path, SHARDS * size, 0) for _ in range(2))
-    first.go()
-    wait_for(lambda: any(name.endswith(".tmp") for name in others(tmp_path)))
-    second.go()
-    time.sleep(0.2)  # it waits for the lock by now, or soon; either way it comes second
-    steer(ids, seconds=0)
-    first.kill()
-    assert second.sums() == [int(IdShards(load_manifest(ids))[0].ids.sum())]
-    second.end()
-    assert downloads(ids) == ["shard-00000.arrow"] * 2
-    assert others(tmp_path) == []
-
-
-def test_what_a_killed_fetch_left_goes_at_the_next_start(ids, open_shards, tmp_path):
-    steer(ids, seconds=60)
-    reader = Reader(ids, tmp_path, SHARDS * (ids / "shard-00000.arrow").stat().st_size, 0)
-    reader.go()
-    wait_for(lambda: any(name.endswith(".tmp") for name in others(tmp_path)))
-    open_shards()
-    assert len(others(tmp_path)) == 2  # a fetch that goes on keeps its file and its lock
-    reader.kill()
-    assert len(others(tmp_path)) == 2
-    (tmp_path / "cache/of the user.tmp").touch()
-    open_shards()
-    assert others(tmp_path) == ["of the user.tmp"]
-    assert cached(tmp_path) == []
-
-
-def test_a_truncated_copy_is_noticed_and_fetched_again(ids, open_shards, tmp_path):
-    expected = content(open_shards(), 3)
-    gc.collect()
-    (path,) = cached(tmp_path)
-    os.truncate(path, path.stat().st_size // 2)
-    downloads(ids)
-    assert content(open_shards(), 3) == expected
-    assert downloads(ids) == ["shard-00003.arrow"]
-
-
-def test_a_flipped_byte_in_the_cache_is_found_by_the_check_and_fetched_again(ids, open_shards, tmp_path):
-    expected = content(open_shards(), 3)
-    gc.collect()
-    (path,) = cached(tmp_path)
-    flip(path)
-    downloads(ids)
-    shards = open_shards()
-    shards.check_digests()
-    assert cached(tmp_path) == []
-    assert content(shards, 3) == expected
-    assert downloads(ids) == ["shard-00003.arrow"]
 
 
 @pytest.mark.parametrize("fault", ["cut", "flip"])
@@ -392,7 +190,7 @@ def test_sound_sets_are_listed_once(ids, open_shards):
 def test_a_run_does_not_start_with_a_shard_missing(ids, url):
     (ids / "shard-00005.arrow").unlink()
     with pytest.raises(UserError, match=r"lacks 1 of its 8 shards: shard-00005\.arrow"):
-        RowDataset(url.format(ids), Vocabulary(50, 70), 0, 48, 0, 0.1)
+        RowDataset(load_manifest(url.format(ids)), Vocabulary(50, 70), 0, 48, 0, 0.1)
 
 
 def test_a_shard_that_goes_away_later_is_named(ids, open_shards):
@@ -431,20 +229,11 @@ def test_a_prefetch_that_fails_is_the_trouble_of_who_needs_the_shard(ids, open_s
 
 def test_training_prefetches_the_next_block_and_its_order_stays(ids, tmp_path):
     cache = build(IdCacheConfig, {"folder": str(tmp_path / "cache")})
-    rows = RowDataset(f"folderstore://{ids}", Vocabulary(50, 70), 0, 48, 0, 0.1, id_cache=cache, min_block_documents=20)
+    rows = RowDataset(
+        load_manifest(f"folderstore://{ids}"), Vocabulary(50, 70), 0, 48, 0, 0.1, id_cache=cache, min_block_documents=20
+    )
     GlobalBatches(rows, 1).micro_batches(0, 0, 1, 1)
     wait_for(lambda: len(cached(tmp_path)) == 2)
-
-
-def test_too_small_a_cache_is_refused(open_shards):
-    with pytest.raises(UserError, match=r"id_cache\.bytes \d+ can't hold two shards .* raise it to \d+ or more"):
-        open_shards(1)
-
-
-def test_a_cache_that_can_not_be_written_is_refused(open_shards, tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match=r"id_cache\.folder .*/cache can't be written"):
-        open_shards()
 
 
 def test_what_is_no_store_is_refused():
@@ -452,16 +241,3 @@ def test_what_is_no_store_is_refused():
         load_manifest("nosuch://bucket/ids")
     with pytest.raises(UserError, match=r"memory://nothing holds no id set"):
         load_manifest("memory://nothing")
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)

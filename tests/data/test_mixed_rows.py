@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lavit_dist.data.global_batches import GlobalBatches
+from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.micro_batch import MicroBatch
 from lavit_dist.data.mixed_rows import MixedRows
 from lavit_dist.data.mixture import Asked
@@ -43,7 +44,9 @@ def mix(folders):
 
     def make(weights=WEIGHTS, curriculum=(), max_epochs=None, total_steps=None, seeds=SEEDS, names=None, batch=BATCH):
         sources = {
-            name: RowDataset(folders / name, VOCABULARY, EOS, SEQ_LEN, seeds[name], 0.3, min_block_documents=16, verify=False)
+            name: RowDataset(
+                load_manifest(folders / name), VOCABULARY, EOS, SEQ_LEN, seeds[name], 0.3, min_block_documents=16, verify=False
+            )
             for name in names or weights
         }
         asked = [Asked(step * batch, weights) for step, weights in ((0, weights), *curriculum)]
@@ -97,7 +100,7 @@ def test_the_union_over_ranks_is_the_global_batch_in_order(mix, data_size):
         for rank, part in enumerate(parts):
             assert same(part, MicroBatch(*(tensor[rank::data_size] for tensor in dataclasses.astuple(expected))))
         assert sum(part.loss_weight.sum().item() for part in parts) == pytest.approx(1, abs=1e-5)
-        assert sum(part.loss_weight.count_nonzero().item() for part in parts) == batches.supervised_tokens(step)
+        assert sum(part.loss_weight.count_nonzero().item() for part in parts) == batches.total_weight(step)
 
 
 def test_a_run_resumed_at_any_step_on_any_ranks_equals_the_straight_one(mix):
@@ -187,12 +190,6 @@ def test_a_run_begun_with_one_set_goes_on_as_a_mixture(folders, mix):
     assert mixed.rows.mixture.consumed(60) == {"ids": 48, "text": 12}
 
 
-def test_a_state_from_before_there_were_mixtures_is_read(mix):
-    plain = GlobalBatches(mix({"pairs": 1.0}).rows.sources["pairs"], BATCH)
-    plain.load_state(stored(plain.state(3)["sources"]["ids"]))
-    assert plain.state(5)["phases"] == [{"first_row": 0, "rows_per_million": {"ids": 1_000_000}}]
-
-
 def test_a_source_is_read_so_many_epochs_at_most(mix):
     batches = mix(max_epochs={"fine": 2}, total_steps=30)
     fine = batches.rows.sources["fine"]
@@ -226,7 +223,7 @@ def test_another_data_set_or_plan_of_a_source_is_refused(mix, tmp_path, write_id
         mix(seeds=SEEDS | {"text": 9}).load_state(state)
     with pytest.raises(UserError, match=r"trained on the id set \w+, but .* give the set it was trained on"):
         write_id_set(tmp_path, SHARDS["text"][::-1])
-        other = RowDataset(tmp_path, VOCABULARY, EOS, SEQ_LEN, SEEDS["text"], 0.3, min_block_documents=16)
+        other = RowDataset(load_manifest(tmp_path), VOCABULARY, EOS, SEQ_LEN, SEEDS["text"], 0.3, min_block_documents=16)
         mixed = mix()
         GlobalBatches(MixedRows(mixed.rows.sources | {"text": other}, mixed.rows.asked), BATCH).load_state(state)
 
@@ -240,6 +237,6 @@ def test_counts_that_the_phases_do_not_give_are_refused(mix):
 
 def test_sources_of_different_tokenizers_are_refused(mix, tmp_path, write_id_set):
     write_id_set(tmp_path, SHARDS["fine"], visual_tokenizer="another")
-    other = RowDataset(tmp_path, VOCABULARY, EOS, SEQ_LEN, 0, 0.3)
+    other = RowDataset(load_manifest(tmp_path), VOCABULARY, EOS, SEQ_LEN, 0, 0.3)
     with pytest.raises(UserError, match=f"visual_tokenizer is visual in .*pairs and another in {tmp_path}"):
         MixedRows(mix().rows.sources | {"other": other}, [Asked(0, WEIGHTS)])

@@ -12,6 +12,7 @@ import torch
 from lavit_dist.config.documents import DocumentsConfig
 from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.id_shard import IMAGE, TEXT, IdDocument
+from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.micro_batch import MicroBatch
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.errors import UserError
@@ -53,7 +54,7 @@ def folder(tmp_path_factory, write_documents):
 
 
 def rows_of(folder, **policy) -> RowDataset:
-    return RowDataset(folder, VOCABULARY, EOS, SEQ_LEN, 0, 0.2, DocumentsConfig(**policy), min_block_documents=60)
+    return RowDataset(load_manifest(folder), VOCABULARY, EOS, SEQ_LEN, 0, 0.2, DocumentsConfig(**policy), min_block_documents=60)
 
 
 def epoch_rows(rows: RowDataset, epoch: int) -> range:
@@ -76,7 +77,8 @@ def test_weights_sum_to_one_and_stand_in_the_given_proportion(folder, policy):
         batch = whole(batches, step, 1, 4)
         weight, modality = batch["loss_weight"], batch["modality"].bool()
         assert weight.sum().item() == pytest.approx(1, abs=1e-5)
-        assert int((weight > 0).sum()) == batches.supervised_tokens(step)
+        of_modality = [int((weight[which] > 0).sum()) for which in (~modality, modality)]
+        assert tuple(of_modality) == batches.labels(step)
         image, text = weight[modality & (weight > 0)].unique(), weight[~modality & (weight > 0)].unique()
         assert len(image) <= 1 and len(text) <= 1  # one weight per modality
         if len(image) and len(text):

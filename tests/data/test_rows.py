@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavit_dist.data.epoch_plan import EpochPlan
+from lavit_dist.data.epoch_plan import EpochPlan, planned
 from lavit_dist.data.global_batches import GlobalBatches
+from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.errors import UserError
@@ -26,7 +27,9 @@ LENGTHS = st.tuples(st.integers(0, 20), st.integers(0, 20))
 
 
 def rows_of(folder, *, seq_len=SEQ_LEN, seed=0, caption_dropout=0.3, min_block_documents=16, **settings):
-    return RowDataset(folder, VOCABULARY, EOS, seq_len, seed, caption_dropout, min_block_documents=min_block_documents, **settings)
+    return RowDataset(
+        load_manifest(folder), VOCABULARY, EOS, seq_len, seed, caption_dropout, min_block_documents=min_block_documents, **settings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def test_every_epoch_holds_every_document_once(tmp_path_factory, write_id_set, s
             lengths = list(map(len, rows.row_tokens(row)))
             assert row_epoch == epoch
             assert sum(lengths) <= SEQ_LEN
-            assert rows.supervised_tokens(row) == sum(lengths) - len(lengths)
+            assert sum(rows.labels(row)) == sum(lengths) - len(lengths)
             seen += documents.tolist()
         assert sorted(seen) == list(range(sum(map(len, shards))))
 
@@ -103,7 +106,7 @@ def test_weights_sum_to_one_over_the_global_batch(rows):
         parts = [part for rank in range(3) for part in batches.micro_batches(step, rank, 3, 1)]
         weights = torch.cat([part.loss_weight for part in parts])
         assert weights.sum().item() == pytest.approx(1, abs=1e-5)
-        assert weights.count_nonzero().item() == batches.supervised_tokens(step)
+        assert weights.count_nonzero().item() == batches.total_weight(step)
 
 
 def test_a_row_is_laid_out_as_documented(rows):
@@ -125,15 +128,18 @@ def test_a_row_is_laid_out_as_documented(rows):
         assert int(labels.max()) < VOCABULARY.size
 
 
-@pytest.mark.parametrize("global_batch_size", [1, 4, 7])
-def test_a_run_resumed_at_any_step_equals_the_straight_one(folder, global_batch_size):
+@pytest.mark.parametrize(("global_batch_size", "data_sizes"), [(1, [1]), (4, [1, 2, 4]), (7, [1, 7]), (24, [3, 8])])
+def test_a_run_resumed_at_any_step_on_any_ranks_equals_the_straight_one(folder, global_batch_size, data_sizes):
     straight = GlobalBatches(rows_of(folder), global_batch_size)
-    steps = 2 * rows_of(folder).rows_before_epoch(1) // global_batch_size + 2
+    steps = 2 * straight.rows.sources["ids"].rows_before_epoch(1) // global_batch_size + 2
     expected = [joined(straight.micro_batches(step, 0, 1, global_batch_size)) for step in range(steps)]
     for step in range(steps):
         resumed = GlobalBatches(rows_of(folder, verify=False), global_batch_size)
         resumed.load_state(straight.state(step))
-        assert same(joined(resumed.micro_batches(step, 0, 1, global_batch_size)), expected[step])
+        for data_size in data_sizes:
+            for rank in range(data_size):
+                part = joined(resumed.micro_batches(step, rank, data_size, 1))
+                assert same(part, MicroBatch(*(tensor[rank::data_size] for tensor in dataclasses.astuple(expected[step]))))
 
 
 def test_the_state_knows_the_epoch_and_nothing_of_ranks(rows):
@@ -197,7 +203,7 @@ def test_what_can_not_work_is_refused(folder, rows):
     with pytest.raises(UserError, match="seq_len 4 is too short for every document"):
         rows_of(folder, seq_len=4)
     with pytest.raises(UserError, match="50 text ids and 70 codes, but this run has 51 and 70"):
-        RowDataset(folder, Vocabulary(51, 70), EOS, SEQ_LEN, 0, 0.1)
+        RowDataset(load_manifest(folder), Vocabulary(51, 70), EOS, SEQ_LEN, 0, 0.1)
     with pytest.raises(UserError, match="choose a multiple of 12"):
         GlobalBatches(rows, 16).micro_batches(0, 0, 3, 4)
 
@@ -248,3 +254,12 @@ def test_a_plan_that_can_not_be_kept_is_made_all_the_same(folder, rows, tmp_path
     (tmp_path / "plans").write_text("a file")
     assert rows_of(folder, plans=tmp_path / "plans").rows_before_epoch(1) == rows.rows_before_epoch(1)
     assert "set plan_cache to a folder that can be written" in caplog.text
+
+
+def test_a_plan_does_not_depend_on_how_many_threads_make_it(folder, rows):
+    blocks = len(rows._blocks_of_epoch(1))
+    plans = [planned(None, blocks, lambda block: rows._plan_block(1, block), threads) for threads in (1, 3, 16)]
+    for plan in plans:
+        assert blocks > 1
+        assert plan.rows.tolist() == plans[0].rows.tolist()
+        assert plan.num_rows == rows.rows_before_epoch(2) - rows.rows_before_epoch(1)

@@ -62,7 +62,7 @@ class OneDocumentPerRow(WholeBatches):
             vocabulary=self.rows.vocabulary,
             eos_id=self.rows.eos_id,
             seq_len=self.seq_len,
-            weight=1.0 / self.packed.supervised_tokens(step),
+            weight=1.0 / self.packed.total_weight(step),
         )
 
 

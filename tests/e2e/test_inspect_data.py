@@ -141,7 +141,7 @@ class Broken(RowDataset):
 
 def test_an_epoch_that_does_not_hold_ends_with_code_1(settings: dict[str, Any], capsys: Any) -> None:
     right = open_batches(build(PretrainConfig, settings)).rows.sources["ids"]
-    rows = Broken(settings["ids"], right.vocabulary, right.eos_id, 128, 0, 0.1)
+    rows = Broken(right.manifest, right.vocabulary, right.eos_id, 128, 0, 0.1)
     with pytest.raises(SystemExit) as stopped:
         exit_unless(inspect_data.audit_batches(GlobalBatches(rows, 8), 0))
     assert stopped.value.code == 1

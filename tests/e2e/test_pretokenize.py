@@ -135,7 +135,7 @@ def check_that_rows_can_be_made(work: Path) -> None:
     manifest = load_manifest(work / "ids/train")
     text = TextTokenizer.load(work / "text")
     manifest.check_tokenizers(visual_tokenizer=tokenizer_digest(work / "tokenizer"), text_tokenizer=text.digest)
-    rows = RowDataset(work / "ids/train", Vocabulary(text.vocab_size, 64), text.eos_id, 128, 0, 0.1)
+    rows = RowDataset(load_manifest(work / "ids/train"), Vocabulary(text.vocab_size, 64), text.eos_id, 128, 0, 0.1)
     assert rows.num_documents == 18
     assert GlobalBatches(rows, 2).micro_batches(0, 0, 1, 2)[0].tokens.shape == (2, 128)
     shard = IdShard(work / "ids/train/shard-00000.arrow")

@@ -173,7 +173,7 @@ def test_ids_that_changed_since_the_checkpoint(pretrain_settings, tmp_path: Path
     shutil.copytree(pretrain_settings["ids"], tmp_path / "ids")
     manifest = load_manifest(tmp_path / "ids")
     keep_manifest(tmp_path / "run" / "data", manifest, {})
-    write_checkpoint(tmp_path / "run", processes=1, data={"fingerprint": manifest.fingerprint, "rows_consumed": 16})
+    write_checkpoint(tmp_path / "run", processes=1, data={"sources": {"ids": {"fingerprint": manifest.fingerprint}}})
     write_manifest(tmp_path / "ids", manifest.shards[:1])
     said = refused(pretrain_settings, tmp_path, 1, [f"ids={tmp_path}/ids"], monkeypatch, capfd)
     assert f"was trained on the id set {manifest.fingerprint[:16]}" in said

@@ -9,6 +9,7 @@ from PIL import Image
 
 from lavit_dist.config.documents import DocumentsConfig
 from lavit_dist.data.global_batches import GlobalBatches
+from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT
 from lavit_dist.data.mixed_rows import MixedRows
 from lavit_dist.data.mixture import Asked
@@ -35,7 +36,7 @@ ROWS_PER_STEP = 3
 
 
 def open_batches(folder, seq_len, **policy) -> GlobalBatches:
-    rows = RowDataset(folder, VOCABULARY, EOS, seq_len, 1, 0.3, DocumentsConfig(**policy), min_block_documents=16)
+    rows = RowDataset(load_manifest(folder), VOCABULARY, EOS, seq_len, 1, 0.3, DocumentsConfig(**policy), min_block_documents=16)
     return GlobalBatches(rows, ROWS_PER_STEP)
 
 

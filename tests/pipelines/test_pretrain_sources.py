@@ -6,6 +6,7 @@ import pytest
 
 from lavit_dist.config.base import build
 from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.errors import UserError
@@ -30,7 +31,7 @@ def batches_of(settings, sets, **changes):
 
 def test_the_short_form_has_the_rows_of_its_set_under_the_seed_of_the_run(pretrain_settings):
     mixed = batches_of(pretrain_settings, {}, ids=pretrain_settings["ids"], seed=7).rows
-    alone = RowDataset(pretrain_settings["ids"], mixed.vocabulary, mixed.eos_id, 128, 7, 0.1)
+    alone = RowDataset(load_manifest(pretrain_settings["ids"]), mixed.vocabulary, mixed.eos_id, 128, 7, 0.1)
     for row in range(60):
         assert [tokens.tolist() for tokens in mixed.row_tokens(row)] == [tokens.tolist() for tokens in alone.row_tokens(row)]
 
