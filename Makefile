@@ -21,7 +21,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python launcher/quickstart.py --config '$(CONFIG)' $(if $(DATA),'data=$(DATA)') $(if $(RUN),'run_dir=$(RUN)')
 
 test: lint
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations 40 --durations-min 5
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check --quiet . || { echo 'run $(BIN)/ruff format .'; exit 1; }

@@ -65,7 +65,6 @@ def write_shard(path: Path, documents: int, seed: int) -> ShardRecord:
         ],
         encoding=ENCODING,
         inputs=(),
-        quarantined={},
     )
 
 

@@ -23,7 +23,7 @@ import torch
 
 from lavit_dist.checkpoint.official import load_visual_tokenizer, tokenizer_digest, visual_tokenizer_config
 from lavit_dist.config.pretokenize import PretokenizeConfig
-from lavit_dist.data.id_shard import Encoding, InputFile, ShardRecord, is_intact, read_record, write_id_shard
+from lavit_dist.data.id_shard import Encoding, InputFile, Outcomes, ShardRecord, is_intact, read_record, write_id_shard
 from lavit_dist.data.image import IMAGE_MEAN, IMAGE_STD
 from lavit_dist.data.manifest import MANIFEST, write_manifest
 from lavit_dist.data.pair_encoder import PairEncoder
@@ -142,12 +142,19 @@ class PretokenizeWorker:
             documents += of_tar
             quarantined += bad
         write_quarantine(job.output.with_suffix(".quarantine.jsonl"), quarantined)
+        names = {tar.name for tar in job.inputs}
+        refused = [record for record in quarantined if record.key not in names]
+        outcomes = Outcomes(
+            samples=len({document.source for document in documents}) + len(refused),
+            quarantined=count_reasons(refused),
+            damaged_inputs=count_reasons(record for record in quarantined if record.key in names),
+        )
         return write_id_shard(
             job.output,
             documents,
             encoding=self.encoding,
             inputs=[InputFile(tar.name, tar.stat().st_size, sha256(tar)) for tar in job.inputs],
-            quarantined=count_reasons(quarantined),
+            outcomes=outcomes,
         )
 
 
@@ -198,7 +205,7 @@ def _write_manifests(jobs: Sequence[ShardJob], done: Mapping[str, ShardRecord]) 
                 sum(record.documents for record in records),
                 sum(record.images for record in records),
                 sum(record.code_lengths.mean * record.documents for record in records) / sum(record.documents for record in records),
-                sum(sum(record.quarantined.values()) for record in records),
+                sum(sum(record.outcomes.quarantined.values()) for record in records),
                 manifest.fingerprint[:16],
             )  # fmt: skip
 

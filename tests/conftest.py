@@ -53,7 +53,7 @@ def write_id_set() -> Callable[..., Manifest]:
                 for index, (codes, text) in enumerate(lengths)
             ]
             path = folder / f"shard-{number:05d}.arrow"
-            records.append(write_id_shard(path, documents, encoding=encoding, inputs=(), quarantined={}))
+            records.append(write_id_shard(path, documents, encoding=encoding, inputs=()))
         return write_manifest(folder, records)
 
     return write

@@ -87,6 +87,25 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Outcomes:
+    """What became of the samples in a shard's inputs: each was used, refused or left out."""
+
+    samples: int
+    """Samples found, whatever became of them."""
+    quarantined: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Samples that can't be used, per reason."""
+    filtered: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Samples that could be used but were not wanted, per rule."""
+    damaged_inputs: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Inputs that couldn't be read to their end, per reason; what they lost is in no other count."""
+
+    @property
+    def used(self) -> int:
+        """Samples that became documents."""
+        return self.samples - sum(self.quarantined.values()) - sum(self.filtered.values())
+
+
+@dataclass(frozen=True)
 class ShardRecord:
     """The sidecar of a shard, and its entry in the manifest."""
 
@@ -98,8 +117,7 @@ class ShardRecord:
     """Digest of the Arrow file."""
     documents: int
     images: int
-    quarantined: dict[str, int]
-    """Samples refused, per reason."""
+    outcomes: Outcomes
     inputs: tuple[InputFile, ...]
     encoding: Encoding
     code_lengths: Lengths
@@ -113,9 +131,12 @@ def write_id_shard(
     *,
     encoding: Encoding,
     inputs: Iterable[InputFile],
-    quarantined: Mapping[str, int],
+    outcomes: Outcomes | None = None,
 ) -> ShardRecord:
-    """Writes the Arrow file, then its sidecar. The same documents give the same bytes."""
+    """Writes the Arrow file, then its sidecar. The same documents give the same bytes.
+
+    Without `outcomes` each (tar, key) of `documents` is a sample, and there were no others.
+    """
     sidecar = sidecar_path(path)
     sidecar.unlink(missing_ok=True)  # from here until the end the shard is not committed
     content = _to_arrow(documents, encoding)
@@ -126,7 +147,7 @@ def write_id_shard(
         sha256=sha256(path),
         documents=len(documents),
         images=len({document.source for document in documents}),
-        quarantined=dict(sorted(quarantined.items())),
+        outcomes=outcomes or Outcomes(len({(document.source[0], document.key) for document in documents})),
         inputs=tuple(inputs),
         encoding=encoding,
         code_lengths=_lengths(documents, IMAGE),

@@ -18,7 +18,7 @@ from lavit_dist.errors import UserError
 from lavit_dist.files import write_atomically
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,7 @@ def write_documents() -> Callable[..., Manifest]:
         paths = [folder / f"shard-{number:05d}.arrow" for number in range(len(shards))]
         return write_manifest(
             folder,
-            [
-                write_id_shard(path, documents, encoding=encoding, inputs=(), quarantined={})
-                for path, documents in zip(paths, shards, strict=True)
-            ],
+            [write_id_shard(path, documents, encoding=encoding, inputs=()) for path, documents in zip(paths, shards, strict=True)],
         )
 
     return write

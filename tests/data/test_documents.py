@@ -28,7 +28,7 @@ def shard_of(tmp_path_factory):
         path = tmp_path_factory.mktemp("shard") / "shard-00000.arrow"
         made = [IdDocument(str(index), 0, segments, b"", "", ("tar", 0, 0)) for index, segments in enumerate(documents)]
         encoding = Encoding("v", "t", "p", "s", vocabulary.text_size, vocabulary.codebook_size)
-        write_id_shard(path, made, encoding=encoding, inputs=(), quarantined={})
+        write_id_shard(path, made, encoding=encoding, inputs=())
         return IdShard(path)
 
     return write

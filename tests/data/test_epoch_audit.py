@@ -77,7 +77,7 @@ def test_one_caption_of_each_image(tmp_path):
         for caption in range(1 + image % 3)
     ]
     encoding = Encoding("visual", "text", "preprocessing", "settings", 50, 70)
-    record = write_id_shard(tmp_path / "shard-00000.arrow", documents, encoding=encoding, inputs=(), quarantined={})
+    record = write_id_shard(tmp_path / "shard-00000.arrow", documents, encoding=encoding, inputs=())
     write_manifest(tmp_path, [record])
     for epoch in range(3):
         found = audit_epoch(open_rows(tmp_path, policy=DocumentsConfig(captions="one")), epoch)

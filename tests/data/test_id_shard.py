@@ -15,6 +15,7 @@ from lavit_dist.data.id_shard import (
     IdShard,
     InputFile,
     Lengths,
+    Outcomes,
     is_intact,
     read_record,
     sidecar_path,
@@ -30,6 +31,8 @@ DOCUMENTS = [
 ]
 INPUTS = (InputFile("0.tar", 10240, "abc"),)
 
+OUTCOMES = Outcomes(6, quarantined={"unreadable_image": 2, "image_bomb": 1}, filtered={"similarity": 1})
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -38,7 +41,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def record(path):
-    return write_id_shard(path, DOCUMENTS, encoding=ENCODING, inputs=INPUTS, quarantined={"unreadable_image": 2})
+    return write_id_shard(path, DOCUMENTS, encoding=ENCODING, inputs=INPUTS, outcomes=OUTCOMES)
 
 
 def test_documents_come_back(path, record):
@@ -55,7 +58,7 @@ def test_documents_come_back(path, record):
 
 def test_the_record_counts_and_comes_back(path, record):
     assert read_record(path) == record
-    assert (record.documents, record.images, record.quarantined) == (3, 2, {"unreadable_image": 2})
+    assert (record.documents, record.images, record.outcomes, record.outcomes.used) == (3, 2, OUTCOMES, 2)
     assert record.code_lengths == Lengths(1, 5 / 3, 2)
     assert record.text_lengths == Lengths(0, 5 / 4, 3)
     assert record.inputs == INPUTS
@@ -71,20 +74,18 @@ def test_ids_beyond_16_bits_take_32(tmp_path):
     encoding = Encoding("v", "t", "p", "s", 128_256, 70)
     path = tmp_path / "large.arrow"
     document = IdDocument("a", 0, ((TEXT, [128_255]),), b"", "", ("0.tar", 0, 0))
-    write_id_shard(path, [document], encoding=encoding, inputs=(), quarantined={})
+    write_id_shard(path, [document], encoding=encoding, inputs=())
     assert IdShard(path).ids.tolist() == [128_255]
 
 
 def test_the_same_documents_give_the_same_bytes(path, record, tmp_path):
-    again = write_id_shard(
-        tmp_path / "again" / path.name, DOCUMENTS, encoding=ENCODING, inputs=INPUTS, quarantined={"unreadable_image": 2}
-    )
+    again = write_id_shard(tmp_path / "again" / path.name, DOCUMENTS, encoding=ENCODING, inputs=INPUTS, outcomes=OUTCOMES)
     assert again == record
 
 
 def test_a_shard_without_documents_can_be_read(tmp_path):
     path = tmp_path / "empty.arrow"
-    record = write_id_shard(path, [], encoding=ENCODING, inputs=INPUTS, quarantined={})
+    record = write_id_shard(path, [], encoding=ENCODING, inputs=INPUTS)
     assert (record.documents, len(IdShard(path)), record.code_lengths) == (0, 0, Lengths(0, 0.0, 0))
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from lavit_dist.data.id_shard import Outcomes
 from lavit_dist.data.kept_manifest import check_fingerprint, keep_manifest
 from lavit_dist.data.manifest import MANIFEST, load_manifest, write_manifest
 from lavit_dist.errors import UserError
@@ -49,7 +50,7 @@ def test_the_shards_that_differ_are_named(kept, tmp_path, write_id_set):
 
 def test_a_record_that_differs_is_named_too(kept, tmp_path):
     manifest = load_manifest(tmp_path / "ids")
-    other = dataclasses.replace(manifest.shards[2], quarantined={"bomb": 1})
+    other = dataclasses.replace(manifest.shards[2], outcomes=Outcomes(9, {"bomb": 1}))
     said = refusal(kept, write_manifest(tmp_path / "ids", [*manifest.shards[:2], other, manifest.shards[3]]))
     assert "1 with the same ids and another record (shard-00002.arrow)" in said
 

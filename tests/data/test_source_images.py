@@ -44,7 +44,6 @@ def make_ids(root: Path, tar: Path, *, inputs: bool = True) -> tuple[Manifest, d
         documents,
         encoding=Encoding("visual", "text", "preprocessing", "settings", 50, 70),
         inputs=[InputFile(tar.name, tar.stat().st_size, "digest")] if inputs else [],
-        quarantined={},
     )
     return write_manifest(root / "ids/train", [record]), found
 

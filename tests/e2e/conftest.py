@@ -49,7 +49,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "heldout"):
         documents = [document for tar in list_shards(root / "pairs" / split) for document in encoder.encode(tar)[0]]
         path = root / "ids" / split / "shard-00000.arrow"
-        write_manifest(path.parent, [write_id_shard(path, documents, encoding=encoding, inputs=(), quarantined={})])
+        write_manifest(path.parent, [write_id_shard(path, documents, encoding=encoding, inputs=())])
 
     from transformers import LlamaConfig, LlamaForCausalLM  # takes seconds to import
 

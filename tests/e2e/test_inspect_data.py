@@ -111,7 +111,7 @@ def test_photographs_from_pictures_to_rows(
         for tar in list_shards(tmp_path / "pairs/train"):
             inputs = [InputFile(tar.name, tar.stat().st_size, sha256(tar))]
             path = tmp_path / "ids/train" / f"{tar.stem}.arrow"
-            records.append(write_id_shard(path, encoder.encode(tar)[0], encoding=encoding, inputs=inputs, quarantined={}))
+            records.append(write_id_shard(path, encoder.encode(tar)[0], encoding=encoding, inputs=inputs))
     manifest = write_manifest(path.parent, records)
     documents = sum(record.documents for record in manifest.shards)
     model = world_settings["model"] | {"max_position_embeddings": 512}
