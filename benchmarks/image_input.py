@@ -23,8 +23,9 @@ from torch import Tensor
 
 from lavit_dist.config.base import build
 from lavit_dist.config.images import ImagesConfig
-from lavit_dist.data.image import decode_image, normalise, resize
+from lavit_dist.data.image import normalise, resize
 from lavit_dist.data.image_batches import open_images
+from lavit_dist.data.picture import decode_image
 
 SIZE = 224
 BATCH = 128

@@ -12,6 +12,8 @@ from typing import Any
 
 from lavit_dist.errors import UserError
 
+TEMPORARY = ".tmp"
+
 
 def sha256(path: Path) -> str:
     """The hexadecimal sha256 of a file."""
@@ -45,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A block that fails leaves `path` as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
@@ -55,6 +57,12 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes had begun to write into `folder` by `replacing`. Nobody may be writing there now."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def sync_tree(folder: Path) -> None:

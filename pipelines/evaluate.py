@@ -36,7 +36,8 @@ from lavit_dist.config.evaluate import EvaluateConfig
 from lavit_dist.config.generate import REPETITIONS, SamplingConfig, one_attempt
 from lavit_dist.data.image import to_image
 from lavit_dist.data.manifest import load_manifest
-from lavit_dist.data.pairs import SPLITS, PairDataset, PairSample, epoch_order, list_shards
+from lavit_dist.data.pair_batches import PairDataset, epoch_order
+from lavit_dist.data.pairs import SPLITS, PairSample, list_shards
 from lavit_dist.data.quarantine import SampleError
 from lavit_dist.engine.run_folder import RunFolder
 from lavit_dist.evaluation.scores import Attempt, Judge, has_truth, scores_of_tokens

@@ -11,7 +11,8 @@ from lavit_dist.checkpoint.official import load_visual_tokenizer
 from lavit_dist.checkpoint.pixel_decoding import check_unet, load_unet, load_vae, make_scheduler, save_pixel_decoder
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.decoder import TrainDecoderConfig
-from lavit_dist.data.pairs import PairBatches, PairDataset, list_shards
+from lavit_dist.data.pair_batches import PairBatches, PairDataset
+from lavit_dist.data.pairs import list_shards
 from lavit_dist.engine.decoder_training import DecoderTraining
 from lavit_dist.engine.loop import run_training
 from lavit_dist.engine.run_folder import RunFolder

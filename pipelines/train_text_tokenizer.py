@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from pathlib import Path
 
 from lavit_dist.config.text_tokenizer import TrainTextTokenizerConfig
 from lavit_dist.data.pairs import read_pairs
@@ -24,10 +25,14 @@ def run(config: TrainTextTokenizerConfig) -> None:
     if (folder.root / FAST_FILE).exists():
         logger.info("%s is already there", folder.root / FAST_FILE)
         return
-    shards = next(iter(list_splits(config.pairs).values()))
-    pairs = itertools.chain.from_iterable(read_pairs(shard)[0] for shard in shards)
+    shards = next(iter(list_splits(config.pairs, {}).values()))
+    check(
+        all(shard.file_system is None for shard in shards),
+        f"pairs {config.pairs} must be on a local disk; copy some of its tars there.",
+    )
+    pairs = itertools.chain.from_iterable(read_pairs(Path(shard.path))[0] for shard in shards)
     captions = [caption for pair in pairs for caption in pair.captions]
-    check(bool(captions), f"The tars in {shards[0].parent} hold no usable caption; see the quarantine files beside them.")
+    check(bool(captions), f"The tars of {config.pairs} hold no usable caption; see the quarantine files beside them.")
     folder.open(config)
     tokenizer = train_text_tokenizer(captions, config.vocab_size, folder.root, lower_case=config.lower_case)
     ids = sum(len(tokenizer.encode(caption)) for caption in captions)

@@ -8,7 +8,8 @@ from pathlib import Path
 from lavit_dist.checkpoint.official import save_vision_encoder
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.tower import TrainTowerConfig
-from lavit_dist.data.pairs import PairBatches, PairDataset, list_shards
+from lavit_dist.data.pair_batches import PairBatches, PairDataset
+from lavit_dist.data.pairs import list_shards
 from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.engine.contrastive import ContrastiveTraining
 from lavit_dist.engine.loop import run_training

@@ -1,4 +1,4 @@
-"""Fetching a file from a store: tried again with growing waits, and looked at before it counts as fetched."""
+"""Files from and to a store: tried again with growing waits, and looked at before they count as there."""
 
 from __future__ import annotations
 
@@ -50,3 +50,27 @@ def fetch(
             error = failure
         logger.warning("fetching %s failed (%s: %s)", source, type(error).__name__, error)
     raise FetchError(f"after {attempts} attempts: {type(error).__name__}: {error}", missing=False)
+
+
+class StoreError(Exception):
+    """A file that a store doesn't take; the message says which and why."""
+
+
+def store(system: fsspec.AbstractFileSystem, content: bytes, target: str, *, attempts: int, first_wait: float) -> None:
+    """Makes `content` the file `target` of `system`, with waits as those of `fetch`. Raises `StoreError`."""
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(first_wait * 2 ** (attempt - 1))
+        try:
+            system.pipe_file(target, content)
+            system.invalidate_cache(target.rpartition("/")[0])
+            size = system.info(target)["size"]
+            if size == len(content):
+                return
+            error: Exception = OSError(f"{size} bytes arrived of {len(content)}")
+        except PermissionError as refusal:
+            raise StoreError(f"{target} can't be written: {refusal}") from refusal
+        except Exception as failure:  # every store raises exceptions of its own
+            error = failure
+        logger.warning("writing %s failed (%s: %s)", target, type(error).__name__, error)
+    raise StoreError(f"{target} can't be written after {attempts} attempts: {type(error).__name__}: {error}")

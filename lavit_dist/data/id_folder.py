@@ -11,13 +11,19 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from lavit_dist.data.fetch import store
 from lavit_dist.data.shard_list import MISSING, sizes_of
 from lavit_dist.errors import UserError
+from lavit_dist.files import write_atomically
+
+WRITE_ATTEMPTS = 5
+FIRST_WAIT = 1.0
+"""Seconds before a file that a store didn't take is offered again; the next waits are each twice as long."""
 
 
 @dataclass(frozen=True)
 class IdFolder:
-    """Reads files of one folder. A local folder has no `system`."""
+    """Reads and writes files of one folder. A local folder has no `system`."""
 
     name: Path | str
     """A local path, or the URL that was given: what messages call it."""
@@ -55,6 +61,20 @@ class IdFolder:
                 " id_cache.storage_options."
             ) from error
 
+    def write(self, name: str, content: bytes) -> None:
+        """Replaces a file: readers see the old content or the new, never a part. Raises `OSError` and `StoreError`."""
+        if self.system is None:
+            write_atomically(Path(self.path) / name, content)
+        else:
+            store(self.system, content, self.file(name), attempts=WRITE_ATTEMPTS, first_wait=FIRST_WAIT)
+
+    def remove(self, name: str) -> None:
+        """Removes a file if it is there."""
+        if self.system is None:
+            (Path(self.path) / name).unlink(missing_ok=True)
+        elif self.system.exists(self.file(name)):
+            self.system.rm_file(self.file(name))
+
     def file(self, name: str) -> str:
         """What `system` calls the file `name`."""
         return f"{self.path}/{name}"
@@ -62,6 +82,8 @@ class IdFolder:
     def sizes(self, names: Sequence[str]) -> dict[str, int | None]:
         """Bytes of each file, `MISSING` for what isn't there, None where the store doesn't say; by one listing where it allows it."""
         if self.system is None:
+            if not Path(self.path).is_dir():
+                return dict.fromkeys(names, MISSING)
             with os.scandir(self.path) as entries:
                 found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
             return {name: found.get(name, MISSING) for name in names}

@@ -7,6 +7,7 @@ image and text, EOS) is added when the shard is read for training. A file holds 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import mmap
@@ -23,8 +24,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from lavit_dist import __version__
 from lavit_dist.data.hashing import stable_hash
+from lavit_dist.data.id_folder import IdFolder
+from lavit_dist.data.quarantine import Quarantined, quarantine_lines
 from lavit_dist.errors import UserError
-from lavit_dist.files import sha256, write_atomically
+from lavit_dist.files import sha256
 
 TEXT, IMAGE = 0, 1
 """Kinds of segments."""
@@ -133,27 +136,44 @@ def write_id_shard(
     inputs: Iterable[InputFile],
     outcomes: Outcomes | None = None,
 ) -> ShardRecord:
-    """Writes the Arrow file, then its sidecar. The same documents give the same bytes.
+    """Writes the Arrow file at `path`, then its sidecar. The same documents give the same bytes.
 
     Without `outcomes` each (tar, key) of `documents` is a sample, and there were no others.
     """
-    sidecar = sidecar_path(path)
-    sidecar.unlink(missing_ok=True)  # from here until the end the shard is not committed
+    outcomes = outcomes or Outcomes(len({(document.source[0], document.key) for document in documents}))
+    folder = IdFolder.of(path.parent, {})
+    return commit_id_shard(folder, path.name, documents, encoding=encoding, inputs=inputs, outcomes=outcomes)
+
+
+def commit_id_shard(
+    folder: IdFolder,
+    name: str,
+    documents: Sequence[IdDocument],
+    *,
+    encoding: Encoding,
+    inputs: Iterable[InputFile],
+    outcomes: Outcomes,
+    quarantined: Iterable[Quarantined] | None = None,
+) -> ShardRecord:
+    """Writes what was quarantined, if that is given, then the Arrow file `name`, and last its sidecar, which commits both."""
     content = _to_arrow(documents, encoding)
-    write_atomically(path, content)
     record = ShardRecord(
-        name=path.name,
+        name=name,
         size=len(content),
-        sha256=sha256(path),
+        sha256=hashlib.sha256(content).hexdigest(),
         documents=len(documents),
-        images=len({document.source for document in documents}),
-        outcomes=outcomes or Outcomes(len({(document.source[0], document.key) for document in documents})),
+        images=len({document.source for document in documents if any(kind == IMAGE for kind, _ in document.segments)}),
+        outcomes=outcomes,
         inputs=tuple(inputs),
         encoding=encoding,
         code_lengths=_lengths(documents, IMAGE),
         text_lengths=_lengths(documents, TEXT),
     )
-    write_atomically(sidecar, json.dumps(dataclasses.asdict(record), indent=1).encode())
+    folder.remove(sidecar_path(Path(name)).name)  # from here until the end the shard is not committed
+    if quarantined is not None:
+        folder.write(quarantine_path(Path(name)).name, quarantine_lines(quarantined))
+    folder.write(name, content)
+    folder.write(sidecar_path(Path(name)).name, json.dumps(dataclasses.asdict(record), indent=1).encode())
     return record
 
 
@@ -162,10 +182,20 @@ def sidecar_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def quarantine_path(path: Path) -> Path:
+    """Where the samples are told that the inputs of the Arrow file at `path` had and that can't be used."""
+    return path.with_suffix(".quarantine.jsonl")
+
+
 def read_record(path: Path) -> ShardRecord | None:
     """The sidecar of the Arrow file at `path`; None when it is absent or not a sidecar, that is, the shard was never committed."""
+    return find_record(IdFolder.of(path.parent, {}), path.name)
+
+
+def find_record(folder: IdFolder, name: str) -> ShardRecord | None:
+    """`read_record` of the Arrow file `name` in `folder`."""
     try:
-        return TypeAdapter(ShardRecord).validate_json(sidecar_path(path).read_bytes())
+        return TypeAdapter(ShardRecord).validate_json(folder.read(sidecar_path(Path(name)).name))
     except (FileNotFoundError, ValidationError):
         return None
 

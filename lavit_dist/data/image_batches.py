@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lavit_dist.config.images import ImagesConfig
 from lavit_dist.data.augmentation import Views
-from lavit_dist.data.image import decode_image, normalise
+from lavit_dist.data.image import normalise
 from lavit_dist.data.image_order import ImageOrder, IndexedOrder, Sample, StreamedOrder, places
+from lavit_dist.data.picture import decode_image
 from lavit_dist.data.quarantine import Quarantined, QuarantineLog, SampleError
-from lavit_dist.data.shard_list import list_image_shards
+from lavit_dist.data.shard_list import list_tars
 from lavit_dist.data.shard_store import ShardStore
 from lavit_dist.errors import check
 
@@ -43,7 +44,7 @@ def open_images(
     config: ImagesConfig, *, image_size: int, global_batch_size: int, seed: int, rank: int, world_size: int
 ) -> ImageBatches:
     """This rank's share of the images that `config` names; raises `UserError` when there are none or the sizes don't fit together."""
-    shards = list_image_shards(config.shards, config.storage_options)
+    shards = list_tars(config.shards, config.storage_options, "images.shards")
     log = QuarantineLog()
     order: ImageOrder
     if config.order == "indexed":

@@ -15,7 +15,6 @@ from pydantic import TypeAdapter, ValidationError
 from lavit_dist.data.id_folder import IdFolder
 from lavit_dist.data.id_shard import Encoding, ShardRecord
 from lavit_dist.errors import UserError
-from lavit_dist.files import write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -48,13 +47,14 @@ class Manifest:
                 )
 
 
-def write_manifest(folder: Path, shards: Sequence[ShardRecord]) -> Manifest:
+def write_manifest(folder: Path | IdFolder, shards: Sequence[ShardRecord]) -> Manifest:
     """Commits the set that `shards` make up. Raises `UserError` when they weren't all encoded alike."""
     records = sorted(shards, key=lambda shard: shard.name)
     content = {"format_version": FORMAT_VERSION, "shards": [dataclasses.asdict(record) for record in records]}
-    _check_encodings(folder, records)
-    write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
-    return load_manifest(folder)
+    place = folder if isinstance(folder, IdFolder) else IdFolder.of(folder, {})
+    _check_encodings(place.name, records)
+    place.write(MANIFEST, json.dumps(content, indent=1).encode())
+    return parse_manifest(place.read(MANIFEST), place.name)
 
 
 def load_manifest(folder: str | Path, storage_options: Mapping[str, Any] | None = None) -> Manifest:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lavit_dist.data.image import decode_image, preprocess
+from lavit_dist.data.image import preprocess
+from lavit_dist.data.picture import decode_image
 from lavit_dist.data.quarantine import Quarantined, SampleError
 from lavit_dist.data.tar_reader import FileLocation, index_shard, read_bytes
 

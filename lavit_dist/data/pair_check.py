@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from lavit_dist.data.image import decode_image, fit_within, image_format
 from lavit_dist.data.pair_sources import SourcePair
 from lavit_dist.data.pair_writer import EncodedPair
 from lavit_dist.data.pairs import clean_captions
+from lavit_dist.data.picture import decode_image, fit_within, image_format
 from lavit_dist.data.quarantine import SampleError
 from lavit_dist.data.tar_reader import read_bytes
 

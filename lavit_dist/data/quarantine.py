@@ -41,6 +41,8 @@ class Quarantined:
     """What was found, in words."""
     sha256: str | None = None
     """Digest of the bytes that were refused; None where there were none."""
+    shard: str | None = None
+    """The tar that it lies in, where the file of records is about several."""
 
     @classmethod
     def of(cls, key: str, stage: str, error: SampleError) -> Quarantined:
@@ -50,8 +52,12 @@ class Quarantined:
 
 def write_quarantine(path: Path, records: Iterable[Quarantined]) -> None:
     """Writes `records` as JSON lines, whole or not at all; no records make an empty file, which says that all went well."""
-    lines = [json.dumps(dataclasses.asdict(record)) + "\n" for record in records]
-    write_atomically(path, "".join(lines).encode())
+    write_atomically(path, quarantine_lines(records))
+
+
+def quarantine_lines(records: Iterable[Quarantined]) -> bytes:
+    """The content of a quarantine file."""
+    return "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records).encode()
 
 
 def read_quarantine(path: Path) -> list[Quarantined]:

@@ -66,29 +66,29 @@ class Fingerprint:
         )
 
 
-def list_image_shards(sources: str | Sequence[str], storage_options: Mapping[str, Any]) -> list[Shard]:
-    """All tars that `sources` name (see `ImagesConfig.shards`), sorted by name.
+def list_tars(sources: str | Sequence[str], storage_options: Mapping[str, Any], setting: str) -> list[Shard]:
+    """All tars that `sources`, the value of `setting`, name, sorted by name: folders, patterns with * or {00..99}, URLs, lists of these.
 
     Raises `UserError` when a source can't be understood or names no tar, when two name the same, and when none of the tars exists.
     """
     found: list[Shard] = []
     for source in [sources] if isinstance(sources, str) else sources:
-        found += _remote(source, storage_options) if "://" in source else _local(source)
+        found += _remote(source, storage_options, setting) if "://" in source else _local(source, setting)
     paths = sorted(shard.path for shard in found)
     doubled = next((path for path, following in itertools.pairwise(paths) if path == following), None)
-    check(doubled is None, f"images.shards names {doubled} twice; name each tar once.")
+    check(doubled is None, f"{setting} names {doubled} twice; name each tar once.")
     if all(shard.size == MISSING for shard in found):
-        raise UserError(f"None of the {len(found)} tars that images.shards names exists, such as {paths[0]}; check the names.")
+        raise UserError(f"None of the {len(found)} tars that {setting} names exists, such as {paths[0]}; check the names.")
     return sorted(_named(found), key=lambda shard: shard.name)
 
 
-def _local(source: str) -> list[Shard]:
+def _local(source: str, setting: str) -> list[Shard]:
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() or not (path.suffix or any(sign in source for sign in "*?[{")):
         paths = list_shards(path)
     else:
-        paths = [match for pattern in _braces(source, path.exists()) for match in _matches(Path(pattern).expanduser())]
-        check(bool(paths), f"images.shards {source} matches no file; name a folder of tars, a pattern such as DIR/*.tar, or a URL.")
+        paths = [match for pattern in _braces(source, setting, path.exists()) for match in _matches(Path(pattern).expanduser())]
+        check(bool(paths), f"{setting} {source} matches no file; name a folder of tars, a pattern such as DIR/*.tar, or a URL.")
     return [Shard("", str(path.absolute()), path.stat().st_size if path.is_file() else MISSING) for path in paths]
 
 
@@ -99,12 +99,12 @@ def _matches(pattern: Path) -> list[Path]:
     return sorted(path for path in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))) if path.is_file())
 
 
-def _remote(source: str, storage_options: Mapping[str, Any]) -> list[Shard]:
+def _remote(source: str, storage_options: Mapping[str, Any], setting: str) -> list[Shard]:
     try:
-        opened = [fsspec.core.url_to_fs(url, **storage_options) for url in _braces(source)]
+        opened = [fsspec.core.url_to_fs(url, **storage_options) for url in _braces(source, setting)]
         system = opened[0][0]
         if isinstance(system, LocalFileSystem):
-            return [shard for _, path in opened for shard in _local(path)]
+            return [shard for _, path in opened for shard in _local(path, setting)]
         paths = [path for _, path in opened]
         patterns = [path for path in paths if _is_pattern(path)]
         sizes: dict[str, int | None] = {}
@@ -116,12 +116,12 @@ def _remote(source: str, storage_options: Mapping[str, Any]) -> list[Shard]:
             sizes |= {info["name"]: info.get("size") for info in folder if info["type"] == "file" and info["name"].endswith(".tar")}
         sizes |= sizes_of(system, names)
     except ImportError as error:
-        raise UserError(f"images.shards {source} needs a package that is not installed: {error}.") from error
+        raise UserError(f"{setting} {source} needs a package that is not installed: {error}.") from error
     except (OSError, ValueError) as error:
         raise UserError(
-            f"images.shards {source} can't be listed ({type(error).__name__}: {error}); check the URL and access."
+            f"{setting} {source} can't be listed ({type(error).__name__}: {error}); check the URL and access."
         ) from error
-    check(bool(sizes), f"images.shards {source} matches no tar; name a folder of tars or a pattern such as s3://bucket/*.tar.")
+    check(bool(sizes), f"{setting} {source} matches no tar; name a folder of tars or a pattern such as s3://bucket/*.tar.")
     return [Shard("", path, size, system) for path, size in sizes.items()]
 
 
@@ -145,11 +145,11 @@ def sizes_of(system: fsspec.AbstractFileSystem, paths: Sequence[str]) -> dict[st
         return dict(zip(paths, pool.map(size, paths), strict=True))
 
 
-def _braces(source: str, literal: bool = False) -> list[str]:
+def _braces(source: str, setting: str, literal: bool = False) -> list[str]:
     try:
         return [source] if literal else list(braceexpand(source))
     except ValueError as error:
-        raise UserError(f"images.shards {source} can't be understood: {error}; write for example {{00000..00099}}.tar.") from error
+        raise UserError(f"{setting} {source} can't be understood: {error}; write for example {{00000..00099}}.tar.") from error
 
 
 def _is_pattern(path: str) -> bool:

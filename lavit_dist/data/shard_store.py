@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
-import tempfile
 import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lavit_dist.data.fetch import FetchError, fetch
+from lavit_dist.data.own_folder import OwnFolder
 from lavit_dist.data.quarantine import Quarantined, SampleError
 from lavit_dist.data.shard_list import MISSING, Shard
 from lavit_dist.data.tar_reader import FileLocation, RawSample, ShardIndex, index_shard
-from lavit_dist.errors import UserError, check
-
-PREFIX = "lavit_dist-shards-"
+from lavit_dist.errors import check
 
 
 class OpenShard:
@@ -85,7 +80,8 @@ class ShardStore:
             f"images.cache_bytes {cache_bytes} can't hold the {open_at_a_time} tars that a rank has at hand at a time, up to {needed}"
             " bytes; raise it, or lower images.streams.",
         )
-        self.folder = _own_folder(cache_folder, self) if remote else None
+        self._own_folder = OwnFolder(cache_folder, "images.cache_folder") if remote else None
+        self.folder = self._own_folder.path if self._own_folder else None
 
     def open(self, number: int) -> OpenShard:
         """Tar `number`, fetched if need be; callers that ask at the same time share it. Raises `SampleError` when it can't be had."""
@@ -154,37 +150,3 @@ def index_images(name: str, path: Path) -> ShardIndex:
         dataclasses.replace(record, key=name if record.key == path.name else f"{name}/{record.key}") for record in index.quarantined
     ]
     return ShardIndex(index.samples, named)
-
-
-def _own_folder(parent: str | None, owner: ShardStore) -> Path:
-    """A new folder beneath `parent` that lasts as long as `owner`; those of processes that have ended are removed."""
-    root = Path(tempfile.gettempdir() if parent is None else parent)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        for lock_path in root.glob(f"{PREFIX}*.lock"):
-            _remove_if_left(lock_path)
-        handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=".lock", dir=root)
-        os.close(handle)
-        lock = FileLock(name, thread_local=False)
-        lock.acquire()
-        folder = Path(name).with_suffix("")
-        folder.mkdir()
-    except OSError as error:
-        raise UserError(f"images.cache_folder {root} can't be written ({error.strerror}); name a folder that can be.") from error
-    weakref.finalize(owner, _remove, folder, lock)
-    return folder
-
-
-def _remove_if_left(lock_path: Path) -> None:
-    lock = FileLock(lock_path, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):
-        return  # a process is at work in it, or it is another user's
-    _remove(lock_path.with_suffix(""), lock)
-
-
-def _remove(folder: Path, lock: FileLock) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()

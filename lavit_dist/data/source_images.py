@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from lavit_dist.data.image import decode_image
 from lavit_dist.data.manifest import Manifest
+from lavit_dist.data.picture import decode_image
 from lavit_dist.data.quarantine import SampleError
 from lavit_dist.data.tar_reader import FileLocation, key_and_suffix, read_bytes
 from lavit_dist.errors import check

@@ -46,26 +46,43 @@ class ShardIndex:
     """What a tar holds: its usable samples in tar order, and a record for everything else."""
 
     samples: list[RawSample]
-    quarantined: list[Quarantined]
+    refused: list[Quarantined]
+    """Samples that can't be used."""
+    damage: Quarantined | None = None
+    """Why the tar couldn't be read to its end, under its own name."""
+
+    @property
+    def quarantined(self) -> list[Quarantined]:
+        """All records."""
+        return [*([self.damage] if self.damage else ()), *self.refused]
 
 
 def index_shard(path: Path, *, needs_caption: bool = True) -> ShardIndex:
     """Groups the members of a tar by key. What is wrong with the tar becomes `Quarantined` records, never an exception:
 
     `unreadable_tar` (not a tar), `truncated_tar` (it ends early or is damaged; what lies before is used), `duplicate_member` (two files
-    of one key and suffix: which belongs to which can't be known), `missing_image`, `missing_caption` (neither .txt nor .json, unless `needs_caption` is false).
+    of one key and suffix: which belongs to which can't be known), `missing_image`, `missing_caption` (neither .txt nor .json, unless
+    `needs_caption` is false), `odd_name` (a file whose name has no key or no suffix), `not_a_file` (a link, a device). Folders are passed over.
     """
     files: dict[str, dict[str, FileLocation]] = {}
     doubled: dict[str, str] = {}
-    quarantined: list[Quarantined] = []
+    refused: list[Quarantined] = []
+    damage = None
     try:
-        for key, suffix, location in _members(path):
-            if location is None:
+        size = path.stat().st_size if path.exists() else 0
+        for member in _members(path):
+            problem = _member_problem(member)
+            if problem is not None:
+                refused.append(Quarantined.of(member.name, STAGE, problem))
+                continue
+            key, suffix = key_and_suffix(member.name) or ("", "")
+            location = FileLocation(str(path), member.offset_data, member.size)
+            if location.offset + location.size > size:
                 files.setdefault(key, {})
             elif files.setdefault(key, {}).setdefault(suffix, location) != location:
                 doubled[key] = suffix
     except SampleError as error:
-        quarantined.append(Quarantined.of(path.name, STAGE, error))
+        damage = Quarantined.of(path.name, STAGE, error)
     samples = []
     for key, found in files.items():
         sample = RawSample(key, found)
@@ -73,8 +90,8 @@ def index_shard(path: Path, *, needs_caption: bool = True) -> ShardIndex:
         if problem is None:
             samples.append(sample)
         else:
-            quarantined.append(Quarantined.of(key, STAGE, problem))
-    return ShardIndex(samples, quarantined)
+            refused.append(Quarantined.of(key, STAGE, problem))
+    return ShardIndex(samples, refused, damage)
 
 
 def read_bytes(location: FileLocation) -> bytes:
@@ -105,22 +122,25 @@ def key_and_suffix(member_name: str) -> tuple[str, str] | None:
     return (str(Path(folder) / stem), suffix.lower()) if stem and dot else None
 
 
-def _members(path: Path) -> Iterator[tuple[str, str, FileLocation | None]]:
-    """Key, suffix and location of every regular file; the location is None when the tar ends within the file."""
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Everything but folders; raises `SampleError` where the tar can't be read further."""
     try:
-        size = path.stat().st_size
         archive = tarfile.open(path, mode="r:")  # noqa: SIM115
     except (OSError, tarfile.TarError) as error:
         raise SampleError("unreadable_tar", f"{type(error).__name__}: {error}") from error
     with archive:
         while (member := _next(archive)) is not None:
-            named = key_and_suffix(member.name)
-            if not member.isreg() or named is None:
-                continue
-            whole = member.offset_data + member.size <= size
-            location = FileLocation(str(path), member.offset_data, member.size)
-            yield *named, location if whole else None
+            if not member.isdir():
+                yield member
         _check_end(path, archive.offset)
+
+
+def _member_problem(member: tarfile.TarInfo) -> SampleError | None:
+    if not member.isreg():
+        return SampleError("not_a_file", "a link or a device, which no pair can have")
+    if key_and_suffix(member.name) is None:
+        return SampleError("odd_name", "the name has no key, or no suffix that says what the file is")
+    return None
 
 
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lavit_dist.config.tower import TrainTowerConfig
 from lavit_dist.data.hashing import stable_hash
-from lavit_dist.data.pairs import PairBatches
+from lavit_dist.data.pair_batches import PairBatches
 from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.models.contrastive import ContrastiveModel, contrastive_loss

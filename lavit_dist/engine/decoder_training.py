@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lavit_dist.config.decoder import TrainDecoderConfig
 from lavit_dist.data.hashing import stable_hash
 from lavit_dist.data.image import denormalise, resized
-from lavit_dist.data.pairs import PairBatches
+from lavit_dist.data.pair_batches import PairBatches
 from lavit_dist.engine.averaged_weights import AveragedWeights
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lavit_dist.data.image import fit_within
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT
+from lavit_dist.data.picture import fit_within
 from lavit_dist.data.seen_rows import Loss, SeenDocument, SeenRow, Slot
 from lavit_dist.evaluation.panels import CHARACTER_WIDTH, INK, LINE, PAPER, SOFT, Canvas, font
 from lavit_dist.evaluation.row_words import describe_document, describe_row, describe_source

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from lavit_dist.data.image import preprocess
-from lavit_dist.data.pairs import PairDataset, PairSample
+from lavit_dist.data.pair_batches import PairDataset
+from lavit_dist.data.pairs import PairSample
 from lavit_dist.evaluation.captions import main_objects_right, score_captions
 from lavit_dist.evaluation.probe import AttentionProbe, shares_right, train_probe
 from lavit_dist.evaluation.tokenizer_health import IdStatistics, tokens_by_objects, tokens_follow_objects

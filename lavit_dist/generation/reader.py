@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lavit_dist.config.generate import SamplingConfig
-from lavit_dist.data.image import MAX_PIXELS, decode_image, preprocess
+from lavit_dist.config.images import MAX_PIXELS
+from lavit_dist.data.image import preprocess
+from lavit_dist.data.picture import decode_image
 from lavit_dist.data.quarantine import SampleError
 from lavit_dist.errors import UserError
 from lavit_dist.models.selector import keyed_gumbel_noise

@@ -1,17 +1,17 @@
 """Independent named jobs on Ray actors that each load their models once.
 
 Progress is keyed on jobs, never on Ray's blocks: what a job produces lies in files that it commits itself, so a run that is killed
-loses at most one job per actor.
+loses at most the jobs that were being done.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,8 +19,13 @@ from lavit_dist.config.ray import RayConfig
 from lavit_dist.errors import UserError, check
 
 logger = logging.getLogger(__name__)
-MEBIBYTE = 2**20
-SECONDS_FOR_NODES = 300
+MAX_DEATHS = 10
+"""How often a job is begun again because its actor died, which is mostly the fault of a node and not of the job."""
+SECONDS_BETWEEN_LOOKS = 10.0
+"""How often it is looked whether the cluster has grown."""
+SECONDS_BETWEEN_REPORTS = 2.0
+SECONDS_TO_STOP = 5.0
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Worker(Protocol):
@@ -30,7 +35,17 @@ class Worker(Protocol):
         """Loads what every job needs."""
 
     def run(self, job: Any) -> Any:
-        """Does one job and returns a small description of it."""
+        """Does one job and returns a small description of it. Called by several threads if `jobs_at_a_time` is above 1."""
+
+    def stop(self) -> None:
+        """Lets go of what would outlive the process."""
+
+
+class ReportingWorker(Worker, Protocol):
+    """A worker that can be asked how far it is, by another thread."""
+
+    def progress(self) -> Any:
+        """What it has done so far."""
 
 
 @dataclass(frozen=True)
@@ -44,120 +59,193 @@ class Outcome:
     """The last error, after all retries; None if it succeeded."""
 
 
-@contextmanager
-def ray_cluster(config: RayConfig) -> Iterator[None]:
-    """Connects to the cluster that the settings name, or starts Ray on this machine, and leaves or ends it."""
-    # Ray reads these when it is imported. It sends usage reports to its makers, and outside Windows and macOS it listens on all
-    # interfaces even if it serves this machine alone; the second variable makes it treat Linux like those two.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    if config.address is None:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    import ray
+@dataclass(frozen=True)
+class Share:
+    """What of a node each actor takes, together with the helpers that it starts."""
 
-    if config.address is None:
-        num_cpus = config.num_cpus or len(os.sched_getaffinity(0))
-        store = config.object_store_mb * MEBIBYTE
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            object_store_memory=store,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            _system_config={
-                "worker_niceness": 0
-            },  # by default actors give way to all other processes, and starve on a busy machine
-        )
-    else:
-        try:
-            ray.init(address=config.address, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"No Ray cluster can be reached at ray.address {config.address} ({error}); start one there, or leave it out to run here."
-            ) from error
-    try:
-        _wait_for_nodes(config)
-        yield
-    finally:
-        ray.shutdown()
+    cpus: float
+    gpus: float = 0.0
+    jobs_at_a_time: int = 1
+    """With 2, an actor has work while it begins or ends a job."""
 
 
-def run_jobs(worker: type[Worker], arguments: tuple[Any, ...], jobs: Mapping[str, Any], config: RayConfig) -> Iterator[Outcome]:
+def run_jobs(
+    worker: type[Worker],
+    arguments: tuple[Any, ...],
+    jobs: Mapping[str, Any],
+    config: RayConfig,
+    share: Share | None = None,
+    report: Callable[[dict[Any, Any], int], None] | None = None,
+) -> Iterator[Outcome]:
     """Runs every job on actors made by `worker(*arguments)` and yields their outcomes as they end, within `ray_cluster`.
 
-    A job that raises, or whose process dies, is tried again `max_retries` times. An actor is given a job only when it is up, so actors
-    that the cluster has no room for hold nothing up. A `UserError` of `start` is raised here.
+    There are as many actors as the cluster has room for, or `config.num_actors`; more are started as nodes join. A job that raises is
+    tried again `max_retries` times, one whose actor dies `MAX_DEATHS` times. An actor is given a job only when it is up, so actors that
+    the cluster has no room for hold nothing up. Raises `UserError` for a `UserError` of `start` and for a full disk.
+
+    `report`, for a `ReportingWorker`, is called every few seconds with what each actor last said, and how many are up.
     """
     waiting = deque(jobs)
-    failures = dict.fromkeys(jobs, 0)
+    failures: Counter[str] = Counter()
+    deaths: Counter[str] = Counter()
     left = len(jobs)
-    with closing(_ActorPool(worker, arguments, config)) as pool:
-        for _ in range(min(len(jobs), _room_for_actors(config))):
-            pool.add_actor()
+    with closing(_ActorPool(worker, arguments, config, share or Share(config.cpus_per_actor, config.gpus_per_actor))) as pool:
         while left:
-            name, result, error = pool.next_event()
-            if name is not None and error is not None:
-                failures[name] += 1
-                logger.warning("%s failed (try %d of %d): %s", name, failures[name], config.max_retries + 1, error)
-                if failures[name] <= config.max_retries:
+            pool.grow(len(waiting))
+            for name, result, error, died in pool.next_events():
+                if error is None:
+                    left -= 1
+                    yield Outcome(name, result, None)
+                    continue
+                (deaths if died else failures)[name] += 1
+                logger.warning("%s failed (%d errors, %d deaths so far): %s", name, failures[name], deaths[name], error)
+                if failures[name] <= config.max_retries and deaths[name] <= MAX_DEATHS:
                     waiting.append(name)
-                    name = None
-            if name is not None:
-                left -= 1
-                yield Outcome(name, result, error)
-            while waiting and pool.idle:
+                else:
+                    left -= 1
+                    yield Outcome(name, None, error)
+            while waiting and pool.free:
                 name = waiting.popleft()
                 pool.give(name, jobs[name])
+            if report is not None:
+                pool.report(report)
+
+
+@dataclass(eq=False)
+class _Actor:
+    handle: Any
+    group: Any
+    up: bool = False
+    jobs: int = 0
 
 
 class _ActorPool:
     """Actors of one kind; one that dies is replaced."""
 
-    def __init__(self, worker: type[Worker], arguments: tuple[Any, ...], config: RayConfig) -> None:
+    def __init__(self, worker: type[Worker], arguments: tuple[Any, ...], config: RayConfig, share: Share) -> None:
         import ray
 
-        self.arguments, self.max_retries, self.failed_starts = arguments, config.max_retries, 0
-        self.remote_class = ray.remote(worker).options(num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)
-        self.idle: list[Any] = []
-        self.awaited: dict[Any, tuple[Any, str | None]] = {}
+        self.arguments, self.config, self.share, self.failed_starts = arguments, config, share, 0
+        self.remote_class: Any = ray.remote(worker)
+        self.actors: list[_Actor] = []
+        self.awaited: dict[Any, tuple[_Actor, str | None]] = {}
         """The actor behind each result that is awaited, and the name of its job, or None for its start."""
+        self.said: dict[Any, Any] = {}
+        """What each actor, living or dead, last reported."""
+        self.asked: dict[Any, _Actor] = {}
+        self.next_look = self.next_report = 0.0
 
-    def add_actor(self) -> None:
-        """Asks for another actor; it is idle once it is up."""
-        actor = self.remote_class.remote(*self.arguments)
-        self.awaited[actor.start.remote()] = (actor, None)
+    @property
+    def free(self) -> bool:
+        """Whether an actor could take a job."""
+        return any(actor.up and actor.jobs < self.share.jobs_at_a_time for actor in self.actors)
+
+    def grow(self, waiting: int) -> None:
+        """Starts the actors that the cluster now has room for, as long as there is work for them. At first there must be room for one."""
+        now = time.monotonic()
+        if now < self.next_look:
+            return
+        room = self.config.num_actors or room_for_actors(self.share)
+        if not self.next_look:
+            room_is_needed(self.share)
+        self.next_look = now + SECONDS_BETWEEN_LOOKS
+        idle = sum(not actor.jobs for actor in self.actors)
+        for _ in range(min(room - len(self.actors), waiting - idle)):
+            self._add_actor()
 
     def give(self, name: str, job: Any) -> None:
-        """Gives an idle actor a job."""
-        actor = self.idle.pop()
-        self.awaited[actor.run.remote(job)] = (actor, name)
+        """Gives a job to the actor that has the least to do."""
+        actor = min((actor for actor in self.actors if actor.up), key=lambda actor: actor.jobs)
+        actor.jobs += 1
+        self.awaited[actor.handle.run.remote(job)] = (actor, name)
 
-    def next_event(self) -> tuple[str | None, Any, str | None]:
-        """Waits until a job ends or an actor is up: the job's name, or None, its result and its error."""
+    def next_events(self) -> Iterator[tuple[str, Any, str | None, bool]]:
+        """Waits a while for jobs to end or actors to come up: of each job its name, result, error, and whether its actor died."""
         import ray
-        from ray.exceptions import RayActorError, RayError
+        from ray.exceptions import RayActorError, RayError, RayTaskError
 
-        (done,), _ = ray.wait(list(self.awaited), num_returns=1)
-        actor, name = self.awaited.pop(done)
-        try:
-            result = ray.get(done)
-        except RayError as error:
-            died = isinstance(error, RayActorError)
+        wait = SECONDS_BETWEEN_REPORTS if self.awaited else SECONDS_BETWEEN_LOOKS
+        if not self.awaited:
+            time.sleep(wait)
+            return
+        done, _ = ray.wait(list(self.awaited), num_returns=1, timeout=wait)
+        for ref in done:
+            actor, name = self.awaited.pop(ref)
+            try:
+                result = ray.get(ref)
+            except RayError as error:
+                # What `run` raised is an instance of its own class too, which may be that of a helper's death.
+                died = isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+                if name is None:
+                    self._check_start(error, died)
+                _check_disk(name, error)
+                actor.jobs -= name is not None
+                if died:
+                    self._replace(actor)
+                if name is not None:
+                    yield name, None, _describe(error), died
+                continue
             if name is None:
-                self._check_start(error, died)
-            if died:
-                self.add_actor()
+                actor.up = True
             else:
-                self.idle.append(actor)
-            return name, None, _describe(error)
-        self.idle.append(actor)
-        return name, result, None
+                actor.jobs -= 1
+                yield name, result, None, False
+
+    def report(self, tell: Callable[[dict[Any, Any], int], None]) -> None:
+        """Takes up what actors have said since the last time, tells it, and asks again."""
+        import ray
+
+        now = time.monotonic()
+        if now < self.next_report:
+            return
+        self.next_report = now + SECONDS_BETWEEN_REPORTS
+        answered, _ = ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0) if self.asked else ([], [])
+        for ref in answered:
+            actor = self.asked.pop(ref)
+            if actor in self.actors:
+                self.said[actor] = ray.get(ref)
+        waiting_for = set(self.asked.values())
+        self.asked |= {actor.handle.progress.remote(): actor for actor in self.actors if actor.up and actor not in waiting_for}
+        tell(self.said, sum(actor.up for actor in self.actors))
 
     def close(self) -> None:
-        """Ends the actors at once, so that their room is free for the next job."""
+        """Ends the actors, so that their room is free for the next job; at once, but for those that have nothing to do."""
         import ray
 
-        for actor in [*self.idle, *(actor for actor, _ in self.awaited.values())]:
-            ray.kill(actor)
+        stopping = [actor.handle.stop.remote() for actor in self.actors if actor.up and not actor.jobs]
+        if stopping:
+            ray.wait(stopping, num_returns=len(stopping), timeout=SECONDS_TO_STOP)
+        for actor in self.actors:
+            self._end(actor)
+
+    def _add_actor(self) -> None:
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        has = {"CPU": self.share.cpus, "GPU": self.share.gpus}
+        group = placement_group([{name: amount for name, amount in has.items() if amount}])
+        actor = self.remote_class.options(
+            num_cpus=self.config.cpus_per_actor,
+            num_gpus=self.share.gpus,
+            max_concurrency=self.share.jobs_at_a_time + 1,  # and one for reports
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True),
+        ).remote(*self.arguments)
+        self.actors.append(_Actor(actor, group))
+        self.awaited[actor.start.remote()] = (self.actors[-1], None)
+
+    def _replace(self, actor: _Actor) -> None:
+        """Starts another in place of a dead one; what else the dead one was doing is told by its own events."""
+        if actor in self.actors:
+            self.actors.remove(actor)
+            self._end(actor)
+            self._add_actor()
+
+    def _end(self, actor: _Actor) -> None:
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        ray.kill(actor.handle)
+        remove_placement_group(actor.group)
 
     def _check_start(self, error: Any, died: bool) -> None:
         """Raises what kept an actor from starting, unless it was the death of its process and may have been chance."""
@@ -165,41 +253,42 @@ class _ActorPool:
         if isinstance(cause, UserError):
             raise cause
         self.failed_starts += 1
-        if not died or self.failed_starts > self.max_retries:
+        if not died or self.failed_starts > MAX_DEATHS:
             raise error
 
 
-def _wait_for_nodes(config: RayConfig) -> None:
-    """Waits until the cluster has as many nodes as the settings ask for; raises `UserError` when they don't come."""
+def nodes_of_cluster() -> list[dict[str, float]]:
+    """What each living node has: CPU, GPU and so on."""
     import ray
 
-    deadline = time.monotonic() + SECONDS_FOR_NODES
-    while (nodes := sum(node["Alive"] for node in ray.nodes())) < config.min_nodes:
-        check(
-            time.monotonic() < deadline,
-            f"The Ray cluster has {nodes} nodes after {SECONDS_FOR_NODES} seconds, fewer than ray.min_nodes {config.min_nodes};"
-            " look into the logs of the missing ones, or ask for less.",
-        )
-        time.sleep(1)
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _room_for_actors(config: RayConfig) -> int:
-    """How many actors to start; raises `UserError` when not one would fit."""
-    import ray
-
+def room_for_actors(share: Share) -> int:
+    """How many actors the nodes of the cluster have room for."""
     fitting = 0
-    for node in ray.nodes():
-        has = node["Resources"] if node["Alive"] else {}
-        room = [int(has.get("CPU", 0) // config.cpus_per_actor)]
-        if config.gpus_per_actor:
-            room.append(int(has.get("GPU", 0) // config.gpus_per_actor))
-        fitting += min(room)
+    for has in nodes_of_cluster():
+        rooms = [has.get(name, 0) // amount for name, amount in (("CPU", share.cpus), ("GPU", share.gpus)) if amount]
+        fitting += int(min(rooms))
+    return fitting
+
+
+def room_is_needed(share: Share) -> None:
+    """Raises `UserError` when no node has room for one actor."""
     check(
-        fitting > 0,
-        f"No node of the Ray cluster has ray.cpus_per_actor {config.cpus_per_actor} CPUs and ray.gpus_per_actor"
-        f" {config.gpus_per_actor} GPUs for one actor; ask for less, or for larger nodes.",
+        room_for_actors(share) > 0,
+        f"No node of the Ray cluster has the {share.cpus:g} CPUs and {share.gpus:g} GPUs of one actor and its helpers; lower"
+        " ray.cpus_per_actor, ray.gpus_per_actor or what the job starts beside it, or use larger nodes.",
     )
-    return min(fitting, config.num_actors or fitting)
+
+
+def _check_disk(name: str | None, error: Any) -> None:
+    """Raises `UserError` where there is no room to write: other jobs would compute in vain."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+        raise UserError(
+            f"{name} could not be written: {cause.strerror} ({cause.filename}); make room and run this again, what is finished is kept."
+        ) from None
 
 
 def _describe(error: Any) -> str:

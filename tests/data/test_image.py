@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lavit_dist.data.image import IMAGE_MEAN, IMAGE_STD, decode_image, fit_within, image_format, preprocess, to_image
+from lavit_dist.data.image import IMAGE_MEAN, IMAGE_STD, preprocess, to_image
+from lavit_dist.data.picture import decode_image, fit_within, image_format
 from lavit_dist.data.quarantine import SampleError
 
 
@@ -29,7 +30,7 @@ def test_to_image_undoes_preprocess_exactly_and_clips():
     assert to_image(torch.full((3, 4, 4), 100.0)).getpixel((0, 0)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+@pytest.mark.parametrize("data", [b"", b"html", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
 def test_what_is_no_picture_is_unreadable(data):
     with pytest.raises(SampleError) as caught:
         decode_image(data)
@@ -70,3 +71,12 @@ def test_a_photograph_taken_sideways_is_turned_upright():
 @pytest.mark.parametrize(("size", "expected"), [((640, 480), (64, 48)), ((30, 20), (30, 20)), ((1000, 1), (64, 1))])
 def test_fit_within_keeps_proportions_and_never_enlarges(size, expected):
     assert fit_within(Image.new("RGB", size), 64).size == expected
+
+
+@pytest.mark.parametrize(
+    "data", [b"<html>404</html>", b"\xef\xbb\xbf \n<!DOCTYPE HTML PUBLIC>", b"\r\n<?xml version='1.0'?><svg/>", b"<head></head>"]
+)
+def test_pages_in_place_of_pictures_are_told_from_damaged_ones(data):
+    with pytest.raises(SampleError) as caught:
+        decode_image(data)
+    assert caught.value.reason == "web_page"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from lavit_dist.config.base import build
 from lavit_dist.config.images import ImagesConfig
-from lavit_dist.data.image import decode_image, preprocess
+from lavit_dist.data.image import preprocess
 from lavit_dist.data.image_batches import merge_states, open_images
+from lavit_dist.data.picture import decode_image
 from lavit_dist.errors import UserError
 
 SIZE = 8
@@ -146,9 +147,9 @@ def test_batches_hold_the_preprocessed_pictures_and_every_usable_one_comes(tars,
     assert len(seen) == 19
     (batches,) = ranks
     assert {key: record.reason for key, record in batches.quarantined.items()} == dict.fromkeys(
-        ["00000.tar/002", "00002.tar/000", "00003.tar/000", "00003.tar/005"], "unreadable_image"
+        ["00000.tar/002", "00002.tar/000", "00003.tar/000", "00003.tar/005"], "web_page"
     )
-    assert batches.quarantined_counts == {"unreadable_image": 4}
+    assert batches.quarantined_counts == {"web_page": 4}
     assert batches.wait_seconds > 0
     batch = batches.next()
     assert batch.pixel_values.dtype == torch.float32

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lavit_dist.data.image import decode_image, preprocess
+from lavit_dist.data.image import preprocess
+from lavit_dist.data.picture import decode_image
 from lavit_dist.data.quarantine import SampleError
 
 
@@ -135,7 +136,7 @@ def test_20000_by_20000_pixels_are_refused_by_their_header_and_take_no_memory(si
     """In a process of its own, whose peak memory is read before and after; the larger picture would take 400 MB, or 1.2 GB as RGB."""
     program = """
 import resource, sys
-from lavit_dist.data.image import decode_image
+from lavit_dist.data.picture import decode_image
 from lavit_dist.data.quarantine import SampleError
 data = sys.stdin.buffer.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -151,6 +152,16 @@ except SampleError as error:
     reason, kilobytes = found.stdout.decode().split()
     assert reason == "image_bomb"
     assert int(kilobytes) < 16_000
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 1}, {"quality": 1, "exif": b"Exif\0\0"}])
+def test_a_large_webp_is_refused_before_pillow_makes_room_for_it(options, monkeypatch):
+    """Of its three kinds of headers; Pillow reserves the whole canvas in opening the file."""
+    data = encoded(Image.new("RGB", (640, 480)), "WEBP", **options)
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(SampleError, match="307200 pixels") as caught:
+        decode_image(data, 300_000)
+    assert caught.value.reason == "image_bomb"
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "TGA"])

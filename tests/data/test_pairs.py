@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavit_dist.data.image import decode_image, preprocess
-from lavit_dist.data.pairs import PairBatches, PairDataset, epoch_order, list_shards
+from lavit_dist.data.image import preprocess
+from lavit_dist.data.pair_batches import PairBatches, PairDataset, epoch_order
+from lavit_dist.data.pairs import list_shards
+from lavit_dist.data.picture import decode_image
 from lavit_dist.errors import UserError
 
 SIZE = 8
@@ -84,7 +86,7 @@ def test_an_unreadable_picture_gives_way_to_the_next_and_is_named_once(write_tar
         first, second = batches.batch(0), batches.batch(1)
     assert {*first.keys, *second.keys} == {"1", "2", "4", "5"}
     assert batches.batch(0).keys == first.keys
-    assert {key: record.reason for key, record in batches.quarantined.items()} == {"0": "unreadable_image", "3": "unreadable_image"}
+    assert {key: record.reason for key, record in batches.quarantined.items()} == {"0": "web_page", "3": "web_page"}
     assert len(caplog.records) == 2
 
 

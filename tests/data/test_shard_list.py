@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavit_dist.data.shard_list import MISSING, Fingerprint, Shard, list_image_shards
+from lavit_dist.data.shard_list import MISSING, Fingerprint, Shard, list_tars
 from lavit_dist.errors import UserError
 
 
@@ -21,7 +21,7 @@ def store():
 
 
 def names(sources):
-    return [(shard.name, shard.size) for shard in list_image_shards(sources, {})]
+    return [(shard.name, shard.size) for shard in list_tars(sources, {}, "images.shards")]
 
 
 def test_folders_patterns_braces_and_lists_of_local_tars(tmp_path, write_tar, monkeypatch):
@@ -36,14 +36,14 @@ def test_folders_patterns_braces_and_lists_of_local_tars(tmp_path, write_tar, mo
     assert names(f"{tmp_path}/a/{{0..2}}.tar")[2] == ("2.tar", MISSING)
     monkeypatch.chdir(tmp_path)
     assert names("a/*.tar") == names("a")
-    assert list_image_shards("a", {})[0].path == str(tmp_path / "a" / "0.tar")
+    assert list_tars("a", {}, "images.shards")[0].path == str(tmp_path / "a" / "0.tar")
 
 
 def test_remote_folders_patterns_and_braces_with_sizes(store):
     everything = [(f"{number:05d}.tar", number + 1) for number in range(12)]
     for source in ("memory://bucket/laion", "memory://bucket/laion/*.tar", "memory://bucket/laion/{00000..00011}.tar"):
         assert names(source) == everything
-        assert all(shard.file_system is not None for shard in list_image_shards(source, {}))
+        assert all(shard.file_system is not None for shard in list_tars(source, {}, "images.shards"))
     assert names("memory://bucket/laion/{00010..00013}.tar") == [*everything[10:], ("00012.tar", MISSING), ("00013.tar", MISSING)]
     assert names("memory://bucket/laion/00003.tar") == [("00003.tar", 4)]
     assert len(names(["memory://bucket/laion/0000[0-4].tar", "memory://bucket/laion/00005.tar"])) == 6

@@ -18,7 +18,7 @@ from lavit_dist.config.base import build
 from lavit_dist.config.images import ImagesConfig
 from lavit_dist.data.image_batches import open_images
 from lavit_dist.data.quarantine import SampleError
-from lavit_dist.data.shard_list import list_image_shards
+from lavit_dist.data.shard_list import list_tars
 from lavit_dist.data.shard_store import ShardStore
 from lavit_dist.errors import UserError
 
@@ -74,7 +74,7 @@ def open_store(tmp_path):
     """`open_store(tars)`: a store with room for so many tars."""
 
     def make(room=TARS, at_hand=2, attempts=3):
-        shards = list_image_shards("unreliable://laion/*.tar", {})
+        shards = list_tars("unreliable://laion/*.tar", {}, "images.shards")
         size = max(shard.size for shard in shards)
         return ShardStore(
             shards,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavit_dist.data.quarantine import QuarantineLog, SampleError
-from lavit_dist.data.shard_list import list_image_shards
+from lavit_dist.data.shard_list import list_tars
 from lavit_dist.data.shard_store import ShardStore
 from lavit_dist.data.shard_stream import ShardStream, ShardWalk, StreamPosition
 from lavit_dist.errors import UserError
@@ -26,7 +26,7 @@ def open_stream(tmp_path, pool):
     """`open_stream(streams, number)`: a reader of the tars in the folder, and its log."""
 
     def make(streams=1, number=0, seed=0):
-        shards = list_image_shards(str(tmp_path), {})
+        shards = list_tars(str(tmp_path), {}, "images.shards")
         store = ShardStore(shards, cache_folder=None, cache_bytes=1, attempts=1, open_at_a_time=2)
         log = QuarantineLog()
         return ShardStream(number, ShardWalk(len(shards), streams, seed), store, pool, log.add), log

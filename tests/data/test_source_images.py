@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from lavit_dist.data.id_shard import IMAGE, Encoding, IdDocument, InputFile, write_id_shard
-from lavit_dist.data.image import decode_image
 from lavit_dist.data.manifest import Manifest, write_manifest
+from lavit_dist.data.picture import decode_image
 from lavit_dist.data.quarantine import SampleError
 from lavit_dist.data.source_images import SourceImages, image_folders
 from lavit_dist.data.tar_reader import FileLocation, index_shard, read_bytes

@@ -35,7 +35,13 @@ def test_doubled_and_missing_files_cost_only_their_own_sample(write_tar):
     ]
     index = index_shard(write_tar([*members, ("README", b"no suffix"), ("e.jpg", b"5"), ("e.txt", b"e")]))
     assert [sample.key for sample in index.samples] == ["a", "e"]
-    assert reasons(index.quarantined) == {("b", "duplicate_member"), ("c", "missing_image"), ("d", "missing_caption")}
+    assert reasons(index.refused) == {
+        ("b", "duplicate_member"),
+        ("c", "missing_image"),
+        ("d", "missing_caption"),
+        ("README", "odd_name"),
+    }
+    assert index.damage is None
 
 
 def test_a_tar_cut_anywhere_gives_its_whole_samples_and_says_that_it_is_cut(write_tar, tmp_path):

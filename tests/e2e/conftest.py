@@ -13,12 +13,12 @@ from lavit_dist.checkpoint.official import save_visual_tokenizer, tokenizer_dige
 from lavit_dist.config.make_shapes import MakeShapesConfig
 from lavit_dist.data.id_shard import Encoding, write_id_shard
 from lavit_dist.data.manifest import write_manifest
-from lavit_dist.data.pair_encoder import PairEncoder
 from lavit_dist.data.pairs import list_shards, read_pairs
 from lavit_dist.data.text_tokenizer import train_text_tokenizer
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 from lavit_dist.models.vocabulary import Vocabulary
 from pipelines.make_shapes import make_shapes
+from tests.encode_tar import encode_tar
 from tests.small_tokenizer import SMALL
 
 VISUAL = SMALL
@@ -44,10 +44,9 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     visual = VisualTokenizer(VISUAL).requires_grad_(False).eval()
     save_visual_tokenizer(visual, root / "tokenizer")
     digest = tokenizer_digest(root / "tokenizer")
-    encoder = PairEncoder(visual, text, seed=0, batch_size=16, max_pixels=10**6)
     encoding = Encoding(digest, text.digest, "preprocessing", "settings", text.vocab_size, VISUAL.codebook.size)
     for split in ("train", "heldout"):
-        documents = [document for tar in list_shards(root / "pairs" / split) for document in encoder.encode(tar)[0]]
+        documents = [document for tar in list_shards(root / "pairs" / split) for document in encode_tar(visual, text, tar)[0]]
         path = root / "ids" / split / "shard-00000.arrow"
         write_manifest(path.parent, [write_id_shard(path, documents, encoding=encoding, inputs=())])
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
-from lavit_dist.data.pairs import PairDataset, list_shards
+from lavit_dist.data.pair_batches import PairDataset
+from lavit_dist.data.pairs import list_shards
 from lavit_dist.data.quarantine import read_quarantine
 
 

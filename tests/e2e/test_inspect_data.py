@@ -23,7 +23,6 @@ from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.id_shard import Encoding, InputFile, write_id_shard
 from lavit_dist.data.manifest import Manifest, write_manifest
-from lavit_dist.data.pair_encoder import PairEncoder
 from lavit_dist.data.pairs import list_shards
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.data.spans import Spans
@@ -34,6 +33,7 @@ from lavit_dist.files import sha256
 from pipelines import inspect_data
 from pipelines.ingest import ingest
 from pipelines.pretrain import open_batches
+from tests.encode_tar import encode_tar
 
 STEPS = 6
 
@@ -104,14 +104,13 @@ def test_photographs_from_pictures_to_rows(
     ingest(IngestConfig(source=str(photos), run_dir=str(tmp_path / "pairs"), heldout_fraction=0, samples_per_shard=20))
     text = TextTokenizer.load(world_settings["text_tokenizer"])
     visual = load_visual_tokenizer(tiny_world / "tokenizer").requires_grad_(False).eval()
-    encoder = PairEncoder(visual, text, seed=0, batch_size=16, max_pixels=10**8)
     encoding = Encoding("visual", text.digest, "preprocessing", "settings", text.vocab_size, visual.config.codebook.size)
     records = []
     with torch.inference_mode():
         for tar in list_shards(tmp_path / "pairs/train"):
             inputs = [InputFile(tar.name, tar.stat().st_size, sha256(tar))]
             path = tmp_path / "ids/train" / f"{tar.stem}.arrow"
-            records.append(write_id_shard(path, encoder.encode(tar)[0], encoding=encoding, inputs=inputs))
+            records.append(write_id_shard(path, encode_tar(visual, text, tar)[0], encoding=encoding, inputs=inputs))
     manifest = write_manifest(path.parent, records)
     documents = sum(record.documents for record in manifest.shards)
     model = world_settings["model"] | {"max_position_embeddings": 512}

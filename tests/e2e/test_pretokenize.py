@@ -104,7 +104,7 @@ def test_the_job_survives_bad_samples_failures_and_restarts(work):
     assert not (work / "ids/train/manifest.json").exists()
     assert load_manifest(work / "ids/heldout").shards[0].outcomes.damaged_inputs == {"truncated_tar": 1}
     bad = read_quarantine(work / "ids/train/shard-00001.quarantine.jsonl")
-    assert {record.key: record.reason for record in bad} == {"web": "unreadable_image", "mute": "missing_image"}
+    assert {record.key: record.reason for record in bad} == {"web": "web_page", "mute": "missing_image"}
     made = {path: path.read_bytes() for path in sorted(work.glob("ids/*/shard-*")) if path.is_file()}
 
     obstacle.rmdir()

@@ -7,7 +7,8 @@ import pytest
 
 from lavit_dist.config.ray import RayConfig
 from lavit_dist.errors import UserError
-from lavit_dist.parallel.ray_jobs import ray_cluster, run_jobs
+from lavit_dist.parallel.ray_cluster import ray_cluster
+from lavit_dist.parallel.ray_jobs import MAX_DEATHS, Share, run_jobs
 
 CONFIG = RayConfig(num_cpus=2, num_actors=2, max_retries=1, object_store_mb=80)
 
@@ -41,6 +42,9 @@ def make_worker():
                 raise OSError("disk on fire")
             return tries
 
+        def stop(self) -> None:
+            (self.folder / f"stopped {os.getpid()}").touch()
+
     return Clumsy
 
 
@@ -56,7 +60,7 @@ def test_jobs_end_once_each_whatever_happens(tmp_path):
     }
     assert by_name["raises always"].error == "OSError: disk on fire"
     assert "Actor" in by_name["dies always"].error
-    assert len((tmp_path / "dies always").read_text()) == 2
+    assert len((tmp_path / "dies always").read_text()) == MAX_DEATHS + 1
 
 
 def test_a_mistake_that_the_workers_find_is_the_users(tmp_path):
@@ -66,5 +70,46 @@ def test_a_mistake_that_the_workers_find_is_the_users(tmp_path):
 
 def test_actors_that_fit_nowhere_are_refused(tmp_path):
     config = RayConfig(num_cpus=2, cpus_per_actor=3)
-    with pytest.raises(UserError, match=r"No node of the Ray cluster has ray\.cpus_per_actor 3"):
+    with pytest.raises(UserError, match="No node of the Ray cluster has the 3 CPUs and 0 GPUs"):
         list(run_jobs(make_worker(), (tmp_path, False), {"job": "job"}, config))
+
+
+def test_an_actor_does_several_jobs_at_a_time_and_tells_how_far_it_is(tmp_path):
+    class Meeting:
+        def __init__(self) -> None:
+            import threading
+
+            self.both, self.done = threading.Barrier(2), 0
+
+        def start(self) -> None:
+            pass
+
+        def run(self, job: str) -> None:
+            self.both.wait(60)  # until the other job is being done too
+            self.done += 1
+
+        def progress(self) -> int:
+            return self.done
+
+        def stop(self) -> None:
+            pass
+
+    told: list[int] = []
+    share = Share(cpus=2, jobs_at_a_time=2)
+    list(run_jobs(Meeting, (), dict.fromkeys("abcd"), CONFIG, share, lambda said, up: told.append(up)))
+    assert max(told) == 1
+
+
+def test_a_full_disk_ends_the_run(tmp_path):
+    class Unlucky:
+        def start(self) -> None:
+            pass
+
+        def run(self, job: str) -> None:
+            raise OSError(28, "No space left on device", "/full/shard.arrow")
+
+        def stop(self) -> None:
+            pass
+
+    with pytest.raises(UserError, match=r"job could not be written: No space left on device \(/full/shard.arrow\)"):
+        list(run_jobs(Unlucky, (), {"job": None}, CONFIG))

@@ -1,0 +1,163 @@
+"""Images per second of the whole offline job against its model alone, and the memory of its processes at two sizes of input.
+
+    python benchmarks/pretokenize.py [--pairs-per-tar N --tars N --times N --width W --layers L --output benchmarks/pretokenize.md]
+
+The rival is the frozen tokenizer in one process on the same cores, fed batches that are decoded already. Both sides have the same weights
+and pictures and take turns. The job is `data_prep/pretokenize.py` as a user runs it; its rate is taken between its first report that
+has images and its last, so that starting Ray and loading weights, which a real job does once, are left out; the rate with them is told too.
+The job's processes are then watched with the same input and with `--times` as much: the peak of the memory that each has to itself.
+"""
+
+import argparse
+import datetime
+import io
+import json
+import os
+import shutil
+import statistics
+import tarfile
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+from pretokenize_world import start_job, write_tars, write_tokenizers
+from tables import tell
+
+from lavit_dist.checkpoint.official import load_visual_tokenizer
+from lavit_dist.data.pair_encoder import ImageEncoder
+from lavit_dist.data.picture import squash
+from lavit_dist.models.inference import freeze_for_inference
+from lavit_dist.observe.job_progress import PROGRESS
+
+CORES = len(os.sched_getaffinity(0))
+SECONDS_BETWEEN_LOOKS = 0.1
+SHARDS = 4
+"""Shards that the input is cut into, at least as many as an actor does at a time."""
+
+
+class MemoryWatch(threading.Thread):
+    """The peak of what each process below one has to itself, by what it does, MiB."""
+
+    def __init__(self, root: int) -> None:
+        super().__init__(daemon=True)
+        self.root, self.peaks, self.over = root, defaultdict[str, float](float), threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(SECONDS_BETWEEN_LOOKS):
+            try:
+                driver = psutil.Process(self.root)
+                for process in (driver, *driver.children(recursive=True)):
+                    self._look(process, "driver" if process == driver else None)
+            except psutil.Error:
+                continue
+
+    def _look(self, process: psutil.Process, name: str | None) -> None:
+        try:
+            title = " ".join(process.cmdline())
+            name = name or (title.split("::")[1].split(".")[0] if title.startswith("ray::") else None)
+            if name is not None and "IDLE" not in name:
+                memory = process.memory_info()
+                self.peaks[name] = max(self.peaks[name], (memory.rss - memory.shared) / 2**20)
+        except psutil.Error:
+            pass
+
+
+def model_alone(world: Path, batch_size: int, seconds: float) -> float:
+    """Images per second."""
+    torch.set_num_threads(CORES)
+    encoder = ImageEncoder(freeze_for_inference(load_visual_tokenizer(str(world / "tokenizer"))), seed=0)
+    size = encoder.visual.config.encoder.image_size
+    with tarfile.open(next((world / "pairs").glob("*.tar"))) as tar:
+        members = [member for member in tar if member.name.endswith(".jpg")][:batch_size]
+        files = [tar.extractfile(member) for member in members]
+        pictures = [Image.open(io.BytesIO(file.read())).convert("RGB") for file in files if file is not None]
+    pixels = np.stack([squash(picture, size) for picture in pictures])
+    keys = [str(place) for place in range(len(pixels))]
+    encoder.encode(keys, pixels)
+    start, images = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        encoder.encode(keys, pixels)
+        images += len(keys)
+    return images / (time.perf_counter() - start)
+
+
+def job(world: Path, settings: list[str]) -> tuple[float, float, dict[str, float]]:
+    """Images per second between first and last report and over the whole run, and the peaks of memory."""
+    run_dir = world / "run"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    start = time.time()
+    process = start_job(world, run_dir, *settings, log=world / "job.log")
+    watch = MemoryWatch(process.pid)
+    watch.start()
+    assert process.wait() == 0, (world / "job.log").read_text()[-4000:]
+    watch.over.set()
+    reports = [json.loads(line) for line in (run_dir / PROGRESS).read_text().splitlines()]
+    first, last = next(report for report in reports if report["images"]), reports[-1]
+    steady = (last["images"] - first["images"]) / (last["time"] - first["time"])
+    return steady, last["images"] / (last["time"] - start), dict(watch.peaks)
+
+
+def benchmark(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
+    """The lines of the report."""
+    write_tokenizers(world, width=arguments.width, layers=arguments.layers, image_size=224, patch_size=14)
+    write_tars(world / "pairs", arguments.tars, arguments.pairs_per_tar, arguments.side)
+    settings = [f"inputs_per_shard={arguments.tars // SHARDS}", f"batch_size={arguments.batch_size}", "report_seconds=1"]
+    settings += [
+        f"ray.num_cpus={CORES}",
+        "ray.num_actors=1",
+        f"ray.cpus_per_actor={CORES}",
+        f"ray.decoders_per_actor={arguments.decoders}",
+    ]
+    yield f"# Pretokenization, {datetime.datetime.now(tz=datetime.timezone.utc):%d %B %Y}"
+    yield ""
+    yield f"{CORES} CPU cores; tower of {arguments.layers} layers, width {arguments.width}, 224 px; JPEG of {arguments.side} px; batch size {arguments.batch_size};"
+    yield f"{arguments.tars * arguments.pairs_per_tar} images in {arguments.tars} tars. Made by `benchmarks/pretokenize.py`."
+    yield ""
+    yield "| round | model alone, images/s | the job, images/s | ratio | with start-up |"
+    yield "| --- | --- | --- | --- | --- |"
+    ratios = []
+    for number in range(arguments.rounds):
+        alone = model_alone(world, arguments.batch_size, arguments.seconds)
+        steady, whole, peaks = job(world, settings)
+        ratios.append(steady / alone)
+        yield f"| {number + 1} | {alone:.2f} | {steady:.2f} | {ratios[-1]:.3f} | {whole:.2f} |"
+    yield f"| median | | | {statistics.median(ratios):.3f} | |"
+    shutil.rmtree(world / "pairs")
+    write_tars(world / "pairs", arguments.tars * arguments.times, arguments.pairs_per_tar, arguments.side)
+    steady, _, larger = job(world, settings)
+    yield ""
+    yield f"Peak memory that each process has to itself, MiB, with this input and with {arguments.times} times as many tars of the same size ({steady:.2f} images/s):"
+    yield ""
+    yield f"| process | 1 x | {arguments.times} x |"
+    yield "| --- | --- | --- |"
+    for name in peaks:
+        yield f"| {name} | {peaks[name]:.0f} | {larger.get(name, 0):.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tars", type=int, default=8)
+    parser.add_argument("--pairs-per-tar", type=int, default=64)
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--decoders", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tell(benchmark(arguments, Path(folder)), arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What every job that makes id shards shares: which shards to make, which are there already, and committing the set when all are.
+
+OUTPUT/SPLIT/shard-00000.arrow, .json        an id shard and its sidecar, which commits it
+OUTPUT/SPLIT/shard-00000.quarantine.jsonl    the samples of its inputs that couldn't be used
+OUTPUT/SPLIT/manifest.json                   the shards of the split; it appears when all of them are done
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavit_dist.data.id_folder import IdFolder
+from lavit_dist.data.id_shard import Encoding, ShardRecord, find_record, is_intact
+from lavit_dist.data.manifest import MANIFEST, write_manifest
+from lavit_dist.data.shard_list import MISSING, Shard
+from lavit_dist.files import remove_leftovers, sha256
+
+logger = logging.getLogger(__name__)
+LOOKING_THREADS = 16
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """An id shard to make."""
+
+    folder: IdFolder
+    split: str
+    file: str
+    inputs: tuple[Shard, ...]
+
+    @property
+    def name(self) -> str:
+        """Split and file, such as train/shard-00000.arrow."""
+        return f"{self.split}/{self.file}"
+
+
+def plan_jobs(folders: Mapping[str, IdFolder], splits: Mapping[str, Sequence[Shard]], inputs_per_shard: int) -> list[ShardJob]:
+    """Consecutive inputs to numbered shards, per split."""
+    return [
+        ShardJob(folders[split], split, f"shard-{number:05d}.arrow", tuple(inputs[start : start + inputs_per_shard]))
+        for split, inputs in splits.items()
+        for number, start in enumerate(range(0, len(inputs), inputs_per_shard))
+    ]
+
+
+def find_finished(jobs: Sequence[ShardJob], encoding: Encoding, *, verify_inputs: bool) -> dict[str, ShardRecord]:
+    """The records, by name of the job, of shards that are there, intact, and made from the same inputs by the same tokenizers."""
+    sizes = {split: folder.sizes([job.file for job in jobs if job.split == split]) for split, folder in _folders(jobs).items()}
+
+    def look(job: ShardJob) -> ShardRecord | None:
+        record = find_record(job.folder, job.file) if sizes[job.split][job.file] != MISSING else None
+        return record if record is not None and _is_of(job, record, encoding, verify_inputs=verify_inputs) else None
+
+    with ThreadPoolExecutor(LOOKING_THREADS) as pool:
+        found = zip(jobs, pool.map(look, jobs), strict=True)
+        return {job.name: record for job, record in found if record is not None}
+
+
+def withdraw_manifests(jobs: Iterable[ShardJob]) -> None:
+    """Removes the manifests of the splits that `jobs` will change."""
+    for folder in _folders(jobs).values():
+        folder.remove(MANIFEST)
+
+
+def write_manifests(jobs: Sequence[ShardJob], done: Mapping[str, ShardRecord]) -> None:
+    """Commits every split of which no shard is missing."""
+    for split, folder in _folders(jobs).items():
+        of_split = [job.name for job in jobs if job.split == split]
+        if not all(name in done for name in of_split):
+            continue
+        records = [done[name] for name in of_split]
+        manifest = write_manifest(folder, records)
+        documents = sum(record.documents for record in records)
+        logger.info(
+            "%s: %d documents of %d samples, %d images; %d samples quarantined, %d filtered; fingerprint %s",
+            folder.name,
+            documents,
+            sum(record.outcomes.samples for record in records),
+            sum(record.images for record in records),
+            sum(sum(record.outcomes.quarantined.values()) for record in records),
+            sum(sum(record.outcomes.filtered.values()) for record in records),
+            manifest.fingerprint[:16],
+        )
+
+
+def remove_temporary_files(jobs: Iterable[ShardJob]) -> None:
+    """Removes what killed writers left half-written. No other run may be at work in the folders."""
+    for folder in _folders(jobs).values():
+        if folder.system is None:
+            remove_leftovers(Path(folder.path))
+
+
+def _folders(jobs: Iterable[ShardJob]) -> dict[str, IdFolder]:
+    return {job.split: job.folder for job in jobs}
+
+
+def _is_of(job: ShardJob, record: ShardRecord, encoding: Encoding, *, verify_inputs: bool) -> bool:
+    if record.encoding != encoding:
+        return False
+    if [(file.name, file.size) for file in record.inputs] != [(shard.name, shard.size) for shard in job.inputs]:
+        return False
+    local = [shard.path for shard in job.inputs if shard.file_system is None]
+    if (
+        verify_inputs
+        and len(local) == len(job.inputs)
+        and [file.sha256 for file in record.inputs] != [sha256(Path(path)) for path in local]
+    ):
+        return False
+    return job.folder.system is not None or is_intact(Path(job.folder.path) / job.file, record)
