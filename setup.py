@@ -46,6 +46,8 @@ setup(
             "pytest-timeout>=2.4,<3",
             "pytest-xdist>=3.8,<4",
             "hypothesis>=6.150,<7",
+            "moto[server]>=5.2,<6",
+            "s3fs>=2026.1",
             "ruff>=0.17,<0.18",
             "mypy>=2.4,<3",
             "import-linter>=2.11,<3",

@@ -17,15 +17,13 @@ import shutil
 import statistics
 import tarfile
 import tempfile
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
+from memory_watch import MemoryWatch
 from PIL import Image
 from pretokenize_world import start_job, write_tars, write_tokenizers
 from tables import tell
@@ -37,36 +35,8 @@ from lavit_dist.models.inference import freeze_for_inference
 from lavit_dist.observe.job_progress import PROGRESS
 
 CORES = len(os.sched_getaffinity(0))
-SECONDS_BETWEEN_LOOKS = 0.1
 SHARDS = 4
 """Shards that the input is cut into, at least as many as an actor does at a time."""
-
-
-class MemoryWatch(threading.Thread):
-    """The peak of what each process below one has to itself, by what it does, MiB."""
-
-    def __init__(self, root: int) -> None:
-        super().__init__(daemon=True)
-        self.root, self.peaks, self.over = root, defaultdict[str, float](float), threading.Event()
-
-    def run(self) -> None:
-        while not self.over.wait(SECONDS_BETWEEN_LOOKS):
-            try:
-                driver = psutil.Process(self.root)
-                for process in (driver, *driver.children(recursive=True)):
-                    self._look(process, "driver" if process == driver else None)
-            except psutil.Error:
-                continue
-
-    def _look(self, process: psutil.Process, name: str | None) -> None:
-        try:
-            title = " ".join(process.cmdline())
-            name = name or (title.split("::")[1].split(".")[0] if title.startswith("ray::") else None)
-            if name is not None and "IDLE" not in name:
-                memory = process.memory_info()
-                self.peaks[name] = max(self.peaks[name], (memory.rss - memory.shared) / 2**20)
-        except psutil.Error:
-            pass
 
 
 def model_alone(world: Path, batch_size: int, seconds: float) -> float:

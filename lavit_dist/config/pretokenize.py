@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any, Literal
+from typing import Literal
 
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.filter import FilterRule
@@ -47,8 +47,9 @@ class PretokenizeConfig:
     verify_inputs: bool = False
     """Whether the local tars of finished shards are hashed again before the shards are passed over: that reads them all. Names and sizes
     always are compared."""
-    storage_options: dict[str, Any] = field(default_factory=dict)
-    """What fsspec needs to reach the stores of `pairs` and `output`, such as `endpoint_url`."""
+    storage_options: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    """What fsspec needs to reach the stores of `pairs` and `output`, such as `endpoint_url`. Keep secrets out of it, for it
+    is written to `run_dir`: stores take them from the environment."""
     fetch_attempts: int = 5
     """How often a tar of a store is asked for before its shard fails; the waits between double."""
     cache_folder: str | None = None
