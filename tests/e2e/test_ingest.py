@@ -69,7 +69,7 @@ def test_bad_pairs_are_named_and_the_job_goes_on(run, photos, tmp_path):
     result = run("ingest", f"source={source}", f"run_dir={tmp_path}/pairs", "max_pixels=1500000", "num_threads=2")
     assert result.returncode == 0, result.stderr
     records = [record for path in (tmp_path / "pairs").rglob("*.quarantine.jsonl") for record in read_quarantine(path)]
-    expected = {"page": "unreadable_image", "cut": "unreadable_image", "bomb": "image_bomb", "absent": "missing_image"}
+    expected = {"page": "web_page", "cut": "unreadable_image", "bomb": "image_bomb", "absent": "missing_image"}
     reasons = {record.key: record.reason for record in records}
     assert {key: reasons.get(key) for key in expected} == expected
     assert sorted(record.reason for record in records) == sorted([*expected.values(), "empty_caption"])
@@ -78,7 +78,7 @@ def test_bad_pairs_are_named_and_the_job_goes_on(run, photos, tmp_path):
     written = {s.key for split in ("train", "heldout") for s in PairDataset(list_shards(tmp_path / "pairs" / split), 8).samples}
     assert written - keys == {key for key in written if key.startswith("_evil-")}
     assert len(written) == 4
-    assert "empty_caption 1, image_bomb 1, missing_image 1, unreadable_image 2" in result.stderr.splitlines()[-1]
+    assert "empty_caption 1, image_bomb 1, missing_image 1, unreadable_image 1, web_page 1" in result.stderr.splitlines()[-1]
 
 
 def test_one_pair_can_not_be_held_out_from_itself(run, tmp_path):
