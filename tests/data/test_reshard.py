@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,6 +92,17 @@ def test_a_merged_set_is_its_sets_one_after_the_other(shards, others):
         assert inputs(merged) == inputs(first) | inputs(second)
         assert find_flaws(merged, IdCacheConfig()) == []
         assert_same(merged, reshard(merged, Path(folder) / "resharded", num_shards=1))
+
+
+def test_the_bytes_of_documents_are_those_of_their_file(tmp_path):
+    few, many = ([Tar([1, 2, 1] * number)] for number in (20, 320))
+    grown = {}
+    for name, tars in (("few", few), ("many", many)):
+        manifest = write_set(tmp_path / name, [tars])
+        told = int(resharding.document_bytes(IdShards(manifest)[0].batch).sum())
+        grown[name] = np.array([told, manifest.shards[0].size])
+    told, taken = grown["many"] - grown["few"]  # what a file has once is in both
+    assert abs(taken - told) < 12 * 64  # each column is filled up to whole words
 
 
 def test_shards_are_as_many_and_as_large_as_asked_for(tmp_path):
