@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from packing import lavit_lengths
 
-from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, ShardRecord, write_id_shard
+from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, ShardRecord
+from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.data.manifest import load_manifest, write_manifest
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.models.vocabulary import Vocabulary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,27 @@ def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes had begun to write into `folder` by `replacing`. Nobody may be writing there now."""
     for path in folder.glob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Gives a folder beside `folder` to fill; it becomes `folder` at the end of the block, whole and durable.
+
+    A block that fails leaves nothing, one that is killed .NAME.tmp, which the next one replaces. Raises `UserError` when there is
+    something at `folder` already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and is not an empty folder; name a new one, or remove it.")
+    temporary = folder.absolute().with_name(f".{folder.absolute().name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_tree(temporary)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(temporary.parent)
 
 
 def sync_tree(folder: Path) -> None:

@@ -1,5 +1,4 @@
-"""Proof of a port or a conversion, or that data is whole: reference vectors compared tensor by tensor, a LLaMA in a parallel layout
-document by document, an id set shard by shard."""
+"""Proof of a port or a conversion: reference vectors tensor by tensor, a LLaMA in a parallel layout document by document."""
 
 from __future__ import annotations
 
@@ -12,10 +11,7 @@ from rich.text import Text
 from lavit_dist.checkpoint.llama_folder import LlamaFolder
 from lavit_dist.checkpoint.reference import is_reference_folder
 from lavit_dist.config.base import build, to_dict
-from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.config.pretrain import PretrainConfig
-from lavit_dist.data.id_shards import IdShards
-from lavit_dist.data.manifest import load_manifest
 from lavit_dist.errors import check
 from lavit_dist.evaluation.llama_check import LIMIT, check_llama, llama_vocabulary
 from lavit_dist.evaluation.reference_check import ReferenceCheck, check_reference
@@ -55,25 +51,6 @@ def hf(folder: str, tensor: int, pipeline: int) -> bool:
     total = f"{failed} of {len(differences)} documents FAIL" if failed else "equal to LlamaForCausalLM"
     console.print(Text(f"{folder}, tensor {tensor} x pipeline {pipeline}: {total}", "bold"))
     return not failed
-
-
-def ids(location: str, cache: IdCacheConfig) -> bool:
-    """Prints a table of the shards of an id set that are missing or damaged; returns whether there are none."""
-    setup_logging()
-    manifest = load_manifest(location, cache.storage_options)
-    console, table = _console_and_table("shard", "")
-    flaws = IdShards(manifest, cache).flaws()
-    for name, flaw in flaws.items():
-        table.add_row(name, Text(flaw, "bold red"))
-    if flaws:
-        console.print(table)
-    total = (
-        f"{len(flaws)} of {len(manifest.shards)} shards FAIL"
-        if flaws
-        else f"{len(manifest.shards)} shards are as the manifest says"
-    )
-    console.print(Text(f"{location} {manifest.fingerprint[:16]}: {total}", "bold"))
-    return not flaws
 
 
 def _print(result: ReferenceCheck, folder: str) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, write_id_shard
+from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument
+from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.data.manifest import Manifest, write_manifest
 from lavit_dist.data.text_tokenizer import train_text_tokenizer
 

@@ -14,8 +14,7 @@ def caption_groups(shard: IdShardHead) -> NDArray[np.int64]:
 
     They have the image's location in common, and caption numbers that rise. Documents without an image are groups of one.
     """
-    owner = np.repeat(np.arange(len(shard)), np.diff(shard.segment_starts))
-    has_image = np.bincount(owner, weights=shard.segment_kinds == IMAGE, minlength=len(shard)) > 0
+    has_image = shard.per_document(shard.segment_kinds == IMAGE) > 0
     tars, offsets = shard.source
     follows = (tars[1:] == tars[:-1]) & (offsets[1:] == offsets[:-1]) & (shard.caption_index[1:] > shard.caption_index[:-1])
     begins = np.ones(len(shard), np.bool_)

@@ -14,10 +14,7 @@ from lavit_dist.data.order import CAPTION_DROPOUT, ORIENTATION, UInt64Array, fra
 
 def full_lengths(shard: IdShardHead) -> NDArray[np.int64]:
     """Tokens of each document of a shard with its caption: segments, [IMG] and [/IMG] around each image, EOS."""
-    owner = np.repeat(np.arange(len(shard)), np.diff(shard.segment_starts))
-    images = np.bincount(owner, weights=shard.segment_kinds == IMAGE, minlength=len(shard)).astype(np.int64)
-    ids = np.bincount(owner, weights=shard.segment_lengths, minlength=len(shard)).astype(np.int64)
-    return ids + 2 * images + 1
+    return shard.per_document(shard.segment_lengths) + 2 * shard.per_document(shard.segment_kinds == IMAGE) + 1
 
 
 def caption_dropped(hashes: UInt64Array, seed: int, epoch: int, caption_dropout: float) -> NDArray[np.bool_]:

@@ -75,6 +75,16 @@ class IdFolder:
         elif self.system.exists(self.file(name)):
             self.system.rm_file(self.file(name))
 
+    def names(self) -> list[str]:
+        """The names of what is in it, in order; none where the store allows no listing."""
+        if self.system is None:
+            return sorted(entry.name for entry in Path(self.path).iterdir())
+        try:
+            found = self.system.ls(self.path, detail=False)
+        except Exception:  # a store may forbid listing and still hand out files
+            return []
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+
     def file(self, name: str) -> str:
         """What `system` calls the file `name`."""
         return f"{self.path}/{name}"

@@ -7,11 +7,8 @@ image and text, EOS) is added when the shard is read for training. A file holds 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
-import json
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +20,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from lavit_dist import __version__
-from lavit_dist.data.hashing import stable_hash
 from lavit_dist.data.id_folder import IdFolder
-from lavit_dist.data.quarantine import Quarantined, quarantine_lines
 from lavit_dist.errors import UserError
 from lavit_dist.files import sha256
 
@@ -128,55 +123,6 @@ class ShardRecord:
     program_version: str = __version__
 
 
-def write_id_shard(
-    path: Path,
-    documents: Sequence[IdDocument],
-    *,
-    encoding: Encoding,
-    inputs: Iterable[InputFile],
-    outcomes: Outcomes | None = None,
-) -> ShardRecord:
-    """Writes the Arrow file at `path`, then its sidecar. The same documents give the same bytes.
-
-    Without `outcomes` each (tar, key) of `documents` is a sample, and there were no others.
-    """
-    outcomes = outcomes or Outcomes(len({(document.source[0], document.key) for document in documents}))
-    folder = IdFolder.of(path.parent, {})
-    return commit_id_shard(folder, path.name, documents, encoding=encoding, inputs=inputs, outcomes=outcomes)
-
-
-def commit_id_shard(
-    folder: IdFolder,
-    name: str,
-    documents: Sequence[IdDocument],
-    *,
-    encoding: Encoding,
-    inputs: Iterable[InputFile],
-    outcomes: Outcomes,
-    quarantined: Iterable[Quarantined] | None = None,
-) -> ShardRecord:
-    """Writes what was quarantined, if that is given, then the Arrow file `name`, and last its sidecar, which commits both."""
-    content = _to_arrow(documents, encoding)
-    record = ShardRecord(
-        name=name,
-        size=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-        documents=len(documents),
-        images=len({document.source for document in documents if any(kind == IMAGE for kind, _ in document.segments)}),
-        outcomes=outcomes,
-        inputs=tuple(inputs),
-        encoding=encoding,
-        code_lengths=_lengths(documents, IMAGE),
-        text_lengths=_lengths(documents, TEXT),
-    )
-    folder.remove(sidecar_path(Path(name)).name)  # from here until the end the shard is not committed
-    if quarantined is not None:
-        folder.write(quarantine_path(Path(name)).name, quarantine_lines(quarantined))
-    folder.write(name, content)
-    folder.write(sidecar_path(Path(name)).name, json.dumps(dataclasses.asdict(record), indent=1).encode())
-    return record
-
-
 def sidecar_path(path: Path) -> Path:
     """The sidecar of the Arrow file at `path`."""
     return path.with_suffix(".json")
@@ -212,8 +158,8 @@ class IdShardHead:
 
     def __init__(self, batch: Any) -> None:
         """`batch` is the record batch of a shard, or one that has these columns alone."""
-        self._columns = {name: batch.column(name) for name in batch.schema.names}
-        self.document_hash: NDArray[np.uint64] = self._columns["document_hash"].to_numpy()
+        self.batch = batch
+        self.document_hash: NDArray[np.uint64] = batch.column("document_hash").to_numpy()
         self.segment_kinds, self.segment_starts = self._lists("segment_kinds")
         self.segment_lengths, _ = self._lists("segment_lengths")
 
@@ -231,16 +177,21 @@ class IdShardHead:
     @property
     def caption_index(self) -> NDArray[np.uint16]:
         """Which of the captions of its pair each document holds."""
-        indices: NDArray[np.uint16] = self._columns["caption_index"].to_numpy()
+        indices: NDArray[np.uint16] = self.batch.column("caption_index").to_numpy()
         return indices
 
     @property
     def source(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Where the image of each document lies: a number that stands for the tar, and the offset in it."""
-        return self._columns["source_shard"].indices.to_numpy(), self._columns["source_offset"].to_numpy()
+        return self.batch.column("source_shard").indices.to_numpy(), self.batch.column("source_offset").to_numpy()
+
+    def per_document(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        """Sums over the segments of each document, [document], of whole numbers or truths that each segment has, [segment]."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self.segment_starts))
+        return np.bincount(owner, weights=values, minlength=len(self)).astype(np.int64)
 
     def _lists(self, name: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
-        column = self._columns[name]
+        column = self.batch.column(name)
         return column.values.to_numpy(), column.offsets.to_numpy()
 
 
@@ -256,12 +207,12 @@ class IdShard(IdShardHead):
 
     def column(self, name: str) -> list[Any]:
         """A whole column as Python values, for looking at."""
-        values: list[Any] = self._columns[name].to_pylist()
+        values: list[Any] = self.batch.column(name).to_pylist()
         return values
 
     def value(self, name: str, document: int) -> Any:
         """What a column has of one document, as a Python value."""
-        return self._columns[name][document].as_py()
+        return self.batch.column(name)[document].as_py()
 
     def segments(self, document: int) -> list[tuple[int, NDArray[np.integer]]]:
         """(`TEXT` or `IMAGE`, raw ids) of each segment of a document, in order."""
@@ -282,57 +233,3 @@ def _readable(name: Path | str) -> Iterator[None]:
         raise UserError(
             f"The id shard {name} can't be read ({error}); remove it and run data_prep/pretokenize.py again."
         ) from error
-
-
-def _schema(encoding: Encoding) -> Any:
-    largest = max(encoding.text_vocab_size, encoding.codebook_size) - 1
-    id_type = pa.uint16() if largest <= LARGEST_UINT16 else pa.uint32()
-    return pa.schema(
-        {
-            "key": pa.string(),
-            "caption_index": pa.uint16(),
-            "document_hash": pa.uint64(),
-            "segment_kinds": pa.list_(pa.uint8()),
-            "segment_lengths": pa.list_(pa.uint32()),
-            "ids": pa.list_(id_type),
-            "keep_mask": pa.binary(),
-            "caption": pa.string(),
-            "source_shard": pa.dictionary(pa.int32(), pa.string()),
-            "source_offset": pa.int64(),
-            "source_size": pa.int64(),
-            "scores": pa.string(),
-        }
-    )
-
-
-def _to_arrow(documents: Sequence[IdDocument], encoding: Encoding) -> bytes:
-    rows = [_row(document) for document in documents]
-    schema = _schema(encoding)
-    batch = pa.RecordBatch.from_pylist(rows, schema=schema)
-    buffer = io.BytesIO()
-    with pa.ipc.new_file(buffer, schema) as writer:
-        writer.write_batch(batch)
-    return buffer.getvalue()
-
-
-def _row(document: IdDocument) -> dict[str, Any]:
-    shard, offset, size = document.source
-    return {
-        "key": document.key,
-        "caption_index": document.caption_index,
-        "document_hash": stable_hash(document.key, document.caption_index),
-        "segment_kinds": [kind for kind, _ in document.segments],
-        "segment_lengths": [len(ids) for _, ids in document.segments],
-        "ids": np.concatenate([np.asarray(ids, np.int64) for _, ids in document.segments]),
-        "keep_mask": document.keep_mask,
-        "caption": document.caption,
-        "source_shard": shard,
-        "source_offset": offset,
-        "source_size": size,
-        "scores": json.dumps(document.scores, sort_keys=True),
-    }
-
-
-def _lengths(documents: Sequence[IdDocument], kind: int) -> Lengths:
-    lengths = [len(ids) for document in documents for segment_kind, ids in document.segments if segment_kind == kind]
-    return Lengths(min(lengths), sum(lengths) / len(lengths), max(lengths)) if lengths else Lengths(0, 0.0, 0)

@@ -19,6 +19,7 @@ from lavit_dist.data.id_folder import IdFolder
 from lavit_dist.data.id_shard import IdShard, IdShardHead, ShardRecord, is_intact
 from lavit_dist.data.id_shard_cache import IdShardCache
 from lavit_dist.data.manifest import MANIFEST, Manifest
+from lavit_dist.data.shard_flaw import shard_flaw
 from lavit_dist.data.shard_list import MISSING
 from lavit_dist.errors import UserError, check
 from lavit_dist.files import sha256
@@ -122,7 +123,7 @@ class IdShards:
             self._place.check(record)
 
     def flaws(self) -> dict[str, str]:
-        """Reads every shard where it lies, whatever the cache holds; returns what is wrong, by the shard's name."""
+        """Reads every shard where it lies, whatever the cache holds; returns what `shard_flaw` finds wrong, by the shard's name."""
         missing, wrong = self._listed()
         found = missing | wrong
         for record in self.manifest.shards:
@@ -193,12 +194,12 @@ class _Local:
         return self.open(record)
 
     def flaw(self, record: ShardRecord) -> str | None:
-        return None if is_intact(self._folder / record.name, record) else f"its sha256 differs from {MANIFEST}"
+        return shard_flaw(self._folder / record.name, record)
 
     def check(self, record: ShardRecord) -> None:
         path = self._folder / record.name
         check(
-            self.flaw(record) is None,
+            is_intact(path, record),
             f"The id shard {path} is damaged (its sha256 differs from {MANIFEST}); put it back, or run data_prep/pretokenize.py again,"
             " which redoes such shards alone.",
         )
@@ -229,11 +230,12 @@ class _Remote:
 
     def flaw(self, record: ShardRecord) -> str | None:
         with TemporaryDirectory() as folder:
+            path = Path(folder) / record.name
             try:
-                self._get(record, Path(folder) / record.name)
+                self._get(record, path)
             except FetchError as error:
                 return str(error)
-        return None
+            return shard_flaw(path, record)
 
     def check(self, record: ShardRecord) -> None:
         if self._cache.drop_damaged(record.sha256, record.size):

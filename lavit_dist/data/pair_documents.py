@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lavit_dist.data.id_folder import IdFolder
-from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, InputFile, Outcomes, ShardRecord, commit_id_shard
+from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, InputFile, Outcomes, ShardRecord
+from lavit_dist.data.id_shard_writer import commit_batch, to_batch
 from lavit_dist.data.pair_decoder import CaptionedImage
 from lavit_dist.data.quarantine import Quarantined
 
@@ -69,9 +70,8 @@ class ShardWriter:
         if missing:
             return missing
         documents = [document for number in range(parts) for document in found[number].documents()]
-        return commit_id_shard(
-            folder, name, documents, encoding=self.encoding, inputs=inputs, outcomes=outcomes, quarantined=quarantined
-        )
+        batch = to_batch(documents, self.encoding)
+        return commit_batch(folder, name, batch, encoding=self.encoding, inputs=inputs, outcomes=outcomes, quarantined=quarantined)
 
     def forget(self, shard: str) -> None:
         """Lets go of the parts of a shard."""

@@ -62,7 +62,12 @@ def quarantine_lines(records: Iterable[Quarantined]) -> bytes:
 
 def read_quarantine(path: Path) -> list[Quarantined]:
     """What `write_quarantine` wrote."""
-    return [Quarantined(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return parse_quarantine(path.read_bytes())
+
+
+def parse_quarantine(content: bytes) -> list[Quarantined]:
+    """The records in the content of a quarantine file. Raises `ValueError` or `TypeError` for what is none."""
+    return [Quarantined(**json.loads(line)) for line in content.splitlines()]
 
 
 def count_reasons(records: Iterable[Quarantined]) -> dict[str, int]:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+from lavit_dist.data.id_folder import IdFolder
+from lavit_dist.data.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 PROGRESS = "progress.jsonl"
 MOST_REASONS = 4
+SLACK = 0.1
+"""Seconds by which times may differ that should be equal: what is written is rounded."""
 
 
 class JobProgress:
@@ -73,3 +79,42 @@ def _reasons(counts: Mapping[str, int]) -> str:
     shown = [f"{reason} {count}" for reason, count in ordered[:MOST_REASONS]]
     rest = sum(count for _, count in ordered[MOST_REASONS:])
     return ", ".join([*shown, *([f"others {rest}"] if rest else [])]) or "none"
+
+
+def read_throughput(manifest: Manifest, storage_options: Mapping[str, Any]) -> float | None:
+    """Mean images per second of the job that made a set, over all its starts and splits; None where it left no report."""
+    place = manifest.folder
+    parent = place.rpartition("/")[0] if isinstance(place, str) else place.absolute().parent
+    try:
+        content = IdFolder.of(parent, storage_options).read(PROGRESS)
+    except FileNotFoundError:
+        return None
+    images, seconds = 0, 0.0
+    for of_start, took in _starts(content):
+        images, seconds = images + of_start, seconds + took
+    return images / seconds if seconds else None
+
+
+def _starts(content: bytes) -> Iterator[tuple[int, float]]:
+    """Images of each start of the job, and its seconds from its beginning, which its first report tells, to its last report."""
+    began = last = 0.0
+    images = 0
+    for report in _reports(content):
+        rate = report["images_per_second"]
+        this_began = report["time"] - report["images"] / rate if rate else began
+        if this_began > last + SLACK:  # after the report before: it is another start's
+            yield images, last - began
+            began = this_began
+        last, images = report["time"], report["images"]
+    yield images, last - began
+
+
+def _reports(content: bytes) -> Iterator[dict[str, Any]]:
+    """The reports that are whole; a job that was killed may leave half a line."""
+    for line in content.splitlines():
+        try:
+            report = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(report, dict) and {"time", "images", "images_per_second"} <= report.keys():
+            yield report

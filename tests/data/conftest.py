@@ -11,7 +11,8 @@ from PIL import Image
 
 from lavit_dist.config.base import build
 from lavit_dist.config.id_cache import IdCacheConfig
-from lavit_dist.data.id_shard import Encoding, IdDocument, write_id_shard
+from lavit_dist.data.id_shard import Encoding, IdDocument
+from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.data.id_shards import IdShards
 from lavit_dist.data.manifest import Manifest, load_manifest, write_manifest
 from tests.data.stored_ids import SHARDS

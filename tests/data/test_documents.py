@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from lavit_dist.data.document_tokens import write_tokens
 from lavit_dist.data.documents import caption_dropped, text_first
-from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, IdShard, write_id_shard
+from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, IdShard
+from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.data.spans import Spans
 from lavit_dist.models.vocabulary import Vocabulary
 from tests.data.plain_documents import arrange, to_tokens

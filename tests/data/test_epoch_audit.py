@@ -8,7 +8,8 @@ import pytest
 
 from lavit_dist.config.documents import DEFAULT_DOCUMENTS, DocumentsConfig
 from lavit_dist.data.epoch_audit import NAMED, audit_epoch
-from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, write_id_shard
+from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument
+from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.data.manifest import load_manifest, write_manifest
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.data.spans import Spans

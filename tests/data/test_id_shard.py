@@ -19,8 +19,8 @@ from lavit_dist.data.id_shard import (
     is_intact,
     read_record,
     sidecar_path,
-    write_id_shard,
 )
+from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.errors import UserError
 
 ENCODING = Encoding("v", "t", "p", "s", 50, 70)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lavit_dist.data.id_shard import IMAGE, Encoding, IdDocument, InputFile, write_id_shard
+from lavit_dist.data.id_shard import IMAGE, Encoding, IdDocument, InputFile
+from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.data.manifest import Manifest, write_manifest
 from lavit_dist.data.picture import decode_image
 from lavit_dist.data.quarantine import SampleError

@@ -11,7 +11,8 @@ import yaml
 
 from lavit_dist.checkpoint.official import save_visual_tokenizer, tokenizer_digest
 from lavit_dist.config.make_shapes import MakeShapesConfig
-from lavit_dist.data.id_shard import Encoding, write_id_shard
+from lavit_dist.data.id_shard import Encoding
+from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.data.manifest import write_manifest
 from lavit_dist.data.pairs import list_shards, read_pairs
 from lavit_dist.data.text_tokenizer import train_text_tokenizer

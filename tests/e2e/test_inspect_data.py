@@ -21,7 +21,8 @@ from lavit_dist.config.base import build
 from lavit_dist.config.ingest import IngestConfig
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.global_batches import GlobalBatches
-from lavit_dist.data.id_shard import Encoding, InputFile, write_id_shard
+from lavit_dist.data.id_shard import Encoding, InputFile
+from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.data.manifest import Manifest, write_manifest
 from lavit_dist.data.pairs import list_shards
 from lavit_dist.data.rows import RowDataset

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from lavit_dist.checkpoint.official import save_visual_tokenizer, tokenizer_digest
+from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.config.model import (
     CodebookConfig,
     MergerConfig,
@@ -20,6 +21,7 @@ from lavit_dist.config.model import (
     VisualTokenizerConfig,
 )
 from lavit_dist.data.global_batches import GlobalBatches
+from lavit_dist.data.id_set_check import find_flaws
 from lavit_dist.data.id_shard import IdShard
 from lavit_dist.data.manifest import load_manifest
 from lavit_dist.data.quarantine import read_quarantine
@@ -125,6 +127,7 @@ def test_the_job_survives_bad_samples_failures_and_restarts(work):
     assert "4 of 4 shards are done already" in third.stderr
     assert {path: path.read_bytes() for path in made} == made
     check_that_rows_can_be_made(work)
+    assert [find_flaws(load_manifest(work / "ids" / split), IdCacheConfig()) for split in ("train", "heldout")] == [[], []]
 
     changed = run_script("pretokenize.py", *settings(work, "seed=7"))
     assert changed.returncode == 2

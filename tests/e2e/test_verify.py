@@ -111,16 +111,3 @@ def test_a_folder_without_a_llama_ends_with_code_2(repo_root, tmp_path):
     assert result.returncode == 2
     assert "it has no config.json" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_an_id_set_is_read_shard_by_shard(repo_root, tmp_path, write_id_set):
-    write_id_set(tmp_path / "ids", [[(5, 3)] * 9] * 3)
-    result = run(repo_root, "ids", f"file://{tmp_path}/ids")
-    assert result.returncode == 0, result.stderr
-    assert "3 shards are as the manifest says" in result.stdout
-    path = tmp_path / "ids" / "shard-00001.arrow"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    result = run(repo_root, "ids", tmp_path / "ids")
-    assert result.returncode == 1, result.stderr
-    assert "shard-00001.arrow" in result.stdout and "1 of 3 shards FAIL" in result.stdout
-    assert run(repo_root, "ids", tmp_path).returncode == 2

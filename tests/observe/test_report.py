@@ -15,7 +15,15 @@ from PIL import Image
 
 from lavit_dist.config.report import ReportConfig
 from lavit_dist.errors import UserError
-from lavit_dist.observe.report.charts import histogram, line_chart, running_mean, spread_chart, usage_chart
+from lavit_dist.observe.report.charts import (
+    histogram,
+    histogram_figure,
+    line_chart,
+    running_mean,
+    spread_chart,
+    usage_chart,
+    zipf_figure,
+)
 from lavit_dist.observe.report.page import Page, Shown, render
 from lavit_dist.observe.stage_records import StageRecord, read_stage_records, write_stage_records
 from pipelines.report import run
@@ -131,6 +139,21 @@ def test_a_verdict_is_shown_where_there_is_one() -> None:
         )
 
     assert (marks(True), marks(False), marks(None)) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("largest", [0, 299, 300, 7001])
+def test_no_number_is_lost_where_neighbours_share_a_bar(largest: int) -> None:
+    counts = np.random.default_rng(0).integers(1, 9, largest + 1)
+    bars = histogram_figure(counts.tolist(), x="tokens", y="documents").axes[0].patches
+    assert sum(bar.get_height() for bar in bars) == counts.sum()
+    assert len(bars) <= 300
+
+
+def test_a_law_of_ranks_is_drawn_through_the_counts() -> None:
+    counts, law = (line.get_ydata() for line in zipf_figure([0, 300, 1200, 600, 400], 1.0, x="rank", y="times").axes[0].lines)
+    assert list(counts) == [1200, 600, 400, 300]
+    assert list(law) == pytest.approx([1200, 600, 400, 300])
+    assert len(zipf_figure([7], None, x="rank", y="times").axes[0].lines) == 1
 
 
 def test_every_chart_draws_extreme_values() -> None:

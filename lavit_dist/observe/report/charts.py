@@ -14,6 +14,8 @@ COLOURS = ("#2563eb", "#ea580c", "#059669")
 GREY = "#94a3b8"
 WIDTH, HEIGHT = 5.2, 2.7
 """Inches at 72 points each: legible at the width of a phone."""
+MAX_BARS = 300
+"""Of a histogram; where there are more numbers, neighbours share a bar."""
 SMOOTHING = 20
 """Share of a curve, 1/20, over which its smoothed line averages."""
 
@@ -43,7 +45,11 @@ def histogram_figure(counts: Sequence[int], *, x: str, y: str) -> Figure:
     figure, axes = _axes(x, y)
     occurring = np.flatnonzero(counts)
     first, last = int(occurring[0]), int(occurring[-1]) + 1
-    axes.bar(range(first, last), counts[first:last], color=COLOURS[0], width=0.9)
+    width = -(-(last - first) // MAX_BARS)
+    starts = np.arange(first, last, width)
+    bars = np.add.reduceat(np.asarray(counts[:last]), starts)
+    axes.bar(starts + (width - 1) / 2, bars, color=COLOURS[0], width=0.9 * width)
+    axes.set_ylim(0, 1.15 * bars.max())  # room for the words at the line
     mean = float(np.average(np.arange(len(counts)), weights=counts))
     axes.axvline(mean, color=COLOURS[1], linewidth=1.5)
     axes.annotate(f"mean {mean:.1f}", (mean, axes.get_ylim()[1]), color=COLOURS[1], xytext=(5, -10), textcoords="offset points")
@@ -88,6 +94,27 @@ def usage_figure(counts: Sequence[int], *, x: str, y: str) -> Figure:
     if used < len(ordered):
         axes.axvspan(used, len(ordered), color=GREY, alpha=0.2, linewidth=0)
         axes.annotate("never", ((used + len(ordered)) / 2, 0.6), color="#475569", ha="center")
+    return figure
+
+
+def zipf_figure(counts: Sequence[int], exponent: float | None, *, x: str, y: str) -> Figure:
+    """Counts against their ranks, both logarithmic; `exponent` draws rank^-exponent through their middle, weighted by 1 / rank."""
+    figure, axes = _axes(x, y)
+    ordered = np.sort(np.asarray(counts))[::-1]
+    ordered = ordered[ordered > 0]
+    ranks = np.arange(1, len(ordered) + 1)
+    axes.loglog(ranks, ordered, color=COLOURS[0], marker=".", markersize=4, linewidth=1)
+    if exponent is not None:
+        middle = np.average(np.log(ordered) + exponent * np.log(ranks), weights=1 / ranks)
+        axes.loglog(
+            ranks,
+            np.exp(middle) * ranks**-exponent,
+            color=COLOURS[1],
+            linestyle="--",
+            linewidth=1.2,
+            label=f"rank$^{{{-exponent:.2f}}}$",
+        )
+        axes.legend(frameon=False, fontsize=9)
     return figure
 
 
