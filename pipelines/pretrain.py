@@ -139,8 +139,8 @@ def check_codes(codebook_size: int, vocabulary: Vocabulary) -> None:
     """Raises `UserError` when a checkpoint's model has another number of codes than the ids now call for."""
     check(
         codebook_size == vocabulary.codebook_size,
-        f"The checkpoint's model has {codebook_size} visual codes, but the sources now have {vocabulary.codebook_size}; keep a source with"
-        " the images that it was trained on, with the weight 0 if it should not be read, or start a new run.",
+        f"The checkpoint's model has {codebook_size} visual codes, but the sources now have {vocabulary.codebook_size}; give sources with the"
+        " codes that it was trained on (one of weight 0 is not read), or start a new run.",
     )
 
 
