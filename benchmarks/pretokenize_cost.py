@@ -21,7 +21,8 @@ from tokenizer_inference import flops_per_image
 
 from lavit_dist.config.images import MAX_PIXELS
 from lavit_dist.config.model import VisualTokenizerConfig
-from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument, write_id_shard
+from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument
+from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.data.pair_decoder import PairDecoder
 from lavit_dist.data.pair_reader import PairReader
 from lavit_dist.data.shard_list import Shard
@@ -58,7 +59,9 @@ def bytes_per_document(folder: Path, kept: float) -> float:
         caption = "x" * (4 * len(text))
         source = ("00000.tar", 25_000 * number, 24_000)
         segments = ((IMAGE, codes), (TEXT, text))
-        documents.append(IdDocument(f"{number:09d}", 0, segments, bytes(32), caption, source, {"similarity": 0.31, "width": 256, "height": 256}))
+        documents.append(
+            IdDocument(f"{number:09d}", 0, segments, bytes(32), caption, source, {"similarity": 0.31, "width": 256, "height": 256})
+        )
     return write_id_shard(folder / "shard.arrow", documents, encoding=encoding, inputs=()).size / len(documents)
 
 

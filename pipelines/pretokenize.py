@@ -8,10 +8,7 @@ OUTPUT/SPLIT/…            the id set; see `pipelines.shard_jobs`. OUTPUT is RU
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,16 +31,16 @@ from lavit_dist.parallel.ray_jobs import Share, nodes_of_cluster, run_jobs
 from pipelines.pretokenize_worker import JOBS_AT_A_TIME, PretokenizeWorker, Progress
 from pipelines.shard_jobs import (
     ShardJob,
+    digest,
     find_finished,
     plan_jobs,
     remove_temporary_files,
+    report_failures,
     withdraw_manifests,
     write_manifests,
 )
 
 logger = logging.getLogger(__name__)
-FAILED = 1
-"""Exit code when shards are left that couldn't be made."""
 
 
 def run(config: PretokenizeConfig) -> None:
@@ -68,11 +65,7 @@ def run(config: PretokenizeConfig) -> None:
         finally:
             remove_temporary_files(jobs)
     write_manifests(jobs, done)
-    if failed:
-        for name, error in failed.items():
-            logger.error("%s could not be made: %s", name, error)
-        logger.error("run this again to retry these %d shards; the others are kept", len(failed))
-        sys.exit(FAILED)
+    report_failures(failed)
 
 
 def describe_encoding(config: PretokenizeConfig) -> Encoding:
@@ -82,8 +75,8 @@ def describe_encoding(config: PretokenizeConfig) -> Encoding:
     return Encoding(
         visual_tokenizer=tokenizer_digest(config.tokenizer),
         text_tokenizer=text.digest,
-        preprocessing=_digest(size=visual.encoder.image_size, resize="bicubic squash", mean=IMAGE_MEAN, std=IMAGE_STD),
-        settings=_digest(
+        preprocessing=digest(size=visual.encoder.image_size, resize="bicubic squash", mean=IMAGE_MEAN, std=IMAGE_STD),
+        settings=digest(
             seed=config.seed,
             selection=config.selection,
             max_pixels=config.max_pixels,
@@ -154,7 +147,3 @@ def decoders_of(config: DecodingRayConfig) -> tuple[int, float]:
         return 1, cpus
     shares = [node.get("CPU", 0) * config.gpus_per_actor / node["GPU"] for node in nodes_of_cluster() if node.get("GPU", 0) > 0]
     return max(1, int((min(shares, default=0) - config.cpus_per_actor) / cpus)), cpus
-
-
-def _digest(**values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

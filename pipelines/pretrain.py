@@ -27,6 +27,7 @@ from lavit_dist.engine.adamw import adamw_implementation
 from lavit_dist.engine.llama_parameters import frozen_names
 from lavit_dist.engine.loop import run_training
 from lavit_dist.engine.run_folder import RunFolder
+from lavit_dist.errors import check
 from lavit_dist.models.transformer_engine import check_transformer_engine
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.observe.logs import setup_logging
@@ -64,7 +65,9 @@ def run(config: PretrainConfig) -> None:
         batches.check_suffice(config.total_steps)
         rows.log_phases(0)
     else:
-        batches.check_state(read_facts(newest.folder).data, folder.data)
+        facts = read_facts(newest.folder)
+        check_codes(facts.codebook_size, rows.vocabulary)
+        batches.check_state(facts.data, folder.data)
     # A checkpoint replaces every weight that a run starts with: init_from may have moved since.
     source = llama_source(config, rows.vocabulary, rows.encoding.visual_tokenizer) if newest is None else None
     frozen_names(config.model, config.parameters.freeze)
@@ -100,8 +103,12 @@ def open_batches(config: PretrainConfig, *, verify: bool = True) -> GlobalBatche
     manifests = {name: load_manifest(source.ids, config.id_cache.storage_options) for name, source in sources.items()}
     for manifest in manifests.values():
         manifest.check_tokenizers(visual_tokenizer=visual, text_tokenizer=text_tokenizer.digest)
-    codebook_size = next(iter(manifests.values())).encoding.codebook_size
-    vocabulary = Vocabulary(text_tokenizer.vocab_size, codebook_size)
+    encodings = [manifest.encoding for manifest in manifests.values()]
+    check(
+        config.visual_tokenizer is None or any(encoding.has_images for encoding in encodings),
+        f"visual_tokenizer {config.visual_tokenizer} has no meaning here, since no source has images; leave it out, or add one that has.",
+    )
+    vocabulary = Vocabulary(text_tokenizer.vocab_size, max(encoding.codebook_size for encoding in encodings))
     if rank() == 0:
         mixed_tokenizer(text_tokenizer.folder, vocabulary)  # the export makes it again: better refused now than after the last step
     rows = {
@@ -126,6 +133,15 @@ def open_batches(config: PretrainConfig, *, verify: bool = True) -> GlobalBatche
     max_epochs = {name: source.max_epochs for name, source in sources.items() if source.max_epochs is not None}
     mixed = MixedRows(rows, asked, max_epochs, config.total_steps * config.global_batch_size)
     return GlobalBatches(mixed, config.global_batch_size)
+
+
+def check_codes(codebook_size: int, vocabulary: Vocabulary) -> None:
+    """Raises `UserError` when a checkpoint's model has another number of codes than the ids now call for."""
+    check(
+        codebook_size == vocabulary.codebook_size,
+        f"The checkpoint's model has {codebook_size} visual codes, but the sources now have {vocabulary.codebook_size}; give sources with the"
+        " codes that it was trained on (one of weight 0 is not read), or start a new run.",
+    )
 
 
 def source_seed(name: str, seed: int) -> int:

@@ -7,20 +7,28 @@ OUTPUT/SPLIT/manifest.json                   the shards of the split; it appears
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lavit_dist.data.id_folder import IdFolder
 from lavit_dist.data.id_shard import Encoding, ShardRecord, find_record, is_intact
 from lavit_dist.data.manifest import MANIFEST, write_manifest
 from lavit_dist.data.shard_list import MISSING, Shard
+from lavit_dist.errors import check
 from lavit_dist.files import remove_leftovers, sha256
 
 logger = logging.getLogger(__name__)
 LOOKING_THREADS = 16
+FAILED = 1
+"""Exit code when shards are left that couldn't be made."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +78,44 @@ def write_manifests(jobs: Sequence[ShardJob], done: Mapping[str, ShardRecord]) -
     """Commits every split of which no shard is missing."""
     for split, folder in _folders(jobs).items():
         of_split = [job.name for job in jobs if job.split == split]
-        if not all(name in done for name in of_split):
-            continue
-        records = [done[name] for name in of_split]
-        manifest = write_manifest(folder, records)
-        documents = sum(record.documents for record in records)
-        logger.info(
-            "%s: %d documents of %d samples, %d images; %d samples quarantined, %d filtered; fingerprint %s",
-            folder.name,
-            documents,
-            sum(record.outcomes.samples for record in records),
-            sum(record.images for record in records),
-            sum(sum(record.outcomes.quarantined.values()) for record in records),
-            sum(sum(record.outcomes.filtered.values()) for record in records),
-            manifest.fingerprint[:16],
-        )
+        if all(name in done for name in of_split):
+            commit_split(folder, [done[name] for name in of_split])
+
+
+def commit_split(folder: IdFolder, records: Sequence[ShardRecord], *, may_be_empty: bool = False) -> None:
+    """Writes the manifest of a split all of whose shards are done.
+
+    One without a document gets none: it raises `UserError`, or is told where it `may_be_empty`.
+    """
+    lost = "; ".join(
+        f"{kind.replace('_', ' ')}: {_counted(records, kind)}" for kind in ("quarantined", "filtered", "damaged_inputs")
+    )
+    documents = sum(record.documents for record in records)
+    if not documents:
+        sentence = f"{folder.name} holds no document ({lost}); its *.quarantine.jsonl files say why."
+        check(may_be_empty, sentence)
+        logger.warning("%s It gets no manifest.", sentence)
+        return
+    manifest = write_manifest(folder, records)
+    samples, images = sum(record.outcomes.samples for record in records), sum(record.images for record in records)
+    logger.info(
+        "%s: %d documents of %d samples, %d images; %s; fingerprint %s",
+        folder.name, documents, samples, images, lost, manifest.fingerprint[:16],
+    )  # fmt: skip
+
+
+def report_failures(failed: Mapping[str, str]) -> None:
+    """Tells which jobs could not be done, and ends the program, if there are any."""
+    for name, error in failed.items():
+        logger.error("%s could not be made: %s", name, error)
+    if failed:
+        logger.error("run this again to retry these %d; the others are kept", len(failed))
+        sys.exit(FAILED)
+
+
+def digest(**values: Any) -> str:
+    """Hexadecimal sha256 of settings."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def remove_temporary_files(jobs: Iterable[ShardJob]) -> None:
@@ -111,3 +142,10 @@ def _is_of(job: ShardJob, record: ShardRecord, encoding: Encoding, *, verify_inp
     ):
         return False
     return job.folder.system is not None or is_intact(Path(job.folder.path) / job.file, record)
+
+
+def _counted(records: Sequence[ShardRecord], kind: str) -> str:
+    """Such as `3 (empty_text 2, not_utf8 1)`."""
+    counts: Counter[str] = sum((Counter(getattr(record.outcomes, kind)) for record in records), Counter())
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
+    return f"{counts.total()} ({reasons})" if counts else "none"

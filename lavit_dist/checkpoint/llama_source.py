@@ -27,8 +27,8 @@ STATISTICS_ROWS = 1024
 TABLE_OF_NEW_ROWS = {NEW_EMBEDDING: EMBEDDING, NEW_HEAD: HEAD}
 
 
-def llama_source(config: PretrainConfig, vocabulary: Vocabulary, digest: str) -> LlamaSource | None:
-    """What `config.init_from` gives a run over ids of the visual tokenizer `digest`; None without it."""
+def llama_source(config: PretrainConfig, vocabulary: Vocabulary, digest: str | None) -> LlamaSource | None:
+    """What `config.init_from` gives a run over ids of the visual tokenizer `digest`, if they have images; None without it."""
     if config.init_from is None:
         return None
     folder = LlamaFolder(config.init_from)

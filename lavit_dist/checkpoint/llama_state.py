@@ -43,7 +43,8 @@ class CheckpointFacts:
     text_size: int
     codebook_size: int
     eos_id: int
-    visual_tokenizer_digest: str
+    visual_tokenizer_digest: str | None
+    """None where it was trained on text alone."""
     layout: dict[str, int]
     """Sizes that decide how the files are cut."""
     data: dict[str, Any]

@@ -34,41 +34,47 @@ class IdDocument:
     """One tokenized document."""
 
     key: str
-    """The key of the pair that it was made from."""
+    """The key of the pair, or of the row of a corpus, that it was made from."""
     caption_index: int
     """Which of the pair's captions it holds."""
-    segments: Sequence[tuple[int, Sequence[int]]]
+    segments: Sequence[tuple[int, Sequence[int] | NDArray[np.integer]]]
     """(`TEXT` or `IMAGE`, raw ids) in order."""
     keep_mask: bytes
     """One bit per patch of each image, row-major, first patch in the highest bit; an image starts on a byte."""
     caption: str
+    """The words of a pair; empty in a document of text alone, whose row they would only double."""
     source: tuple[str, int, int]
-    """The image's bytes: tar name, offset, size."""
+    """The image's bytes: tar name, offset, size. Of a document of text alone: file name, row (from 1), bytes of the row."""
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Numbers that came with the pair, such as a similarity."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What turned pairs into ids; shards of one set must agree in all of it."""
+    """What turned pairs or texts into ids; shards of one set must agree in all of it."""
 
-    visual_tokenizer: str
-    """Digest of the visual tokenizer's configuration and weights."""
+    visual_tokenizer: str | None
+    """Digest of the visual tokenizer's configuration and weights; None in a set of text alone."""
     text_tokenizer: str
     """`TextTokenizer.digest`."""
-    preprocessing: str
-    """Digest of how bytes become pixels."""
+    preprocessing: str | None
+    """Digest of how bytes become pixels; None in a set of text alone."""
     settings: str
     """Digest of the settings that decide ids, such as the seed of the selection noise."""
     text_vocab_size: int
     """Number of text ids, T."""
     codebook_size: int
-    """Number of visual codes, K."""
+    """Number of visual codes, K; 0 in a set of text alone."""
+
+    @property
+    def has_images(self) -> bool:
+        """Whether documents may hold images; a set of text alone goes with any visual tokenizer."""
+        return self.visual_tokenizer is not None
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A tar that was read."""
+    """A tar, or a file of a text corpus, that was read."""
 
     name: str
     size: int

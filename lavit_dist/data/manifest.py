@@ -32,18 +32,26 @@ class Manifest:
 
     @property
     def encoding(self) -> Encoding:
-        """What turned pairs into ids, the same for every shard."""
+        """What turned pairs or texts into ids, the same for every shard."""
         return self.shards[0].encoding
 
+    @property
+    def program(self) -> str:
+        """What makes such a set."""
+        return "data_prep/pretokenize.py" if self.encoding.has_images else "data_prep/tokenize_text.py"
+
     def check_tokenizers(self, *, visual_tokenizer: str | None = None, text_tokenizer: str | None = None) -> None:
-        """Raises `UserError`, naming both digests, when the set was made with another tokenizer than the one given."""
+        """Raises `UserError`, naming both digests, when the set was made with another tokenizer than the one given.
+
+        A set of text alone has no visual tokenizer, and goes with any.
+        """
         expected = {"visual_tokenizer": visual_tokenizer, "text_tokenizer": text_tokenizer}
         for name, digest in expected.items():
             found = getattr(self.encoding, name)
-            if digest is not None and found != digest:
+            if digest is not None and found is not None and found != digest:
                 raise UserError(
                     f"The ids in {self.folder} were made with the {name} {found[:16]}, but this run uses {digest[:16]};"
-                    f" run data_prep/pretokenize.py with this tokenizer, or give this run the one that the ids were made with."
+                    f" run {self.program} with this tokenizer, or give this run the one that the ids were made with."
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +13,17 @@ from numpy.typing import NDArray
 
 from lavit_dist.config.mixture import SOLE_SOURCE
 from lavit_dist.data.kept_manifest import check_fingerprint
+from lavit_dist.data.manifest import Manifest
 from lavit_dist.data.mixture import MILLION, Asked, Phase, plan
 from lavit_dist.data.rows import RowDataset
 from lavit_dist.data.spans import Spans
 from lavit_dist.errors import UserError, check
 
 logger = logging.getLogger(__name__)
-ENCODED_ALIKE = ("text_tokenizer", "visual_tokenizer", "text_vocab_size", "codebook_size")
+TEXT_ALIKE = ("text_tokenizer", "text_vocab_size")
 """What the sources of a run must have in common."""
+IMAGES_ALIKE = ("visual_tokenizer", "codebook_size")
+"""What those of them that have images must have in common."""
 
 
 class MixedRows:
@@ -41,9 +45,12 @@ class MixedRows:
         self.max_epochs = max_epochs or {}
         first = next(iter(sources.values()))
         self.vocabulary, self.eos_id, self.seq_len = first.vocabulary, first.eos_id, first.seq_len
-        self.encoding, self.modality_weights = first.manifest.encoding, first.modality_weights
-        for rows in sources.values():
-            _check_alike(first, rows)
+        self.modality_weights = first.modality_weights
+        manifests = [rows.manifest for rows in sources.values()]
+        with_images = [manifest for manifest in manifests if manifest.encoding.has_images]
+        self.encoding = (with_images or manifests)[0].encoding
+        _check_alike(manifests, TEXT_ALIKE)
+        _check_alike(with_images, IMAGES_ALIKE)
         limits = {name: self._limit(name, epochs, total_rows) for name, epochs in self.max_epochs.items()}
         self.limits = {name: limit for name, limit in limits.items() if limit is not None}
         self.mixture = plan(asked, self.limits)
@@ -164,11 +171,12 @@ def _source_state(rows: RowDataset, consumed: int) -> dict[str, Any]:
     }
 
 
-def _check_alike(first: RowDataset, other: RowDataset) -> None:
-    for field in ENCODED_ALIKE:
-        ours, theirs = (getattr(rows.manifest.encoding, field) for rows in (first, other))
+def _check_alike(manifests: Sequence[Manifest], fields: Sequence[str]) -> None:
+    for other, field in itertools.product(manifests[1:], fields):
+        first = manifests[0]
+        ours, theirs = (getattr(manifest.encoding, field) for manifest in (first, other))
         check(
             ours == theirs,
-            f"The sources of a run must share their tokenizers, but {field} is {ours} in {first.manifest.folder} and {theirs} in"
-            f" {other.manifest.folder}; make both with the same tokenizers, or leave one of them out.",
+            f"The sources of a run must share their tokenizers, but {field} is {ours} in {first.folder} and {theirs} in"
+            f" {other.folder}; make both with the same tokenizers, or leave one of them out.",
         )

@@ -32,6 +32,11 @@ def make_keys(names: Iterable[tuple[str, str]]) -> list[str]:
     return keys
 
 
+def heldout_place(key: str, seed: int) -> float:
+    """A number in [0, 1): those below a fraction are held out with it."""
+    return stable_fraction("heldout", seed, key)
+
+
 def choose_heldout(keys: Sequence[str], fraction: float, seed: int, usable: Callable[[str], bool]) -> set[str]:
     """The keys whose hash falls below `fraction`.
 
@@ -39,7 +44,7 @@ def choose_heldout(keys: Sequence[str], fraction: float, seed: int, usable: Call
     """
     if fraction == 0:
         return set()
-    place = {key: stable_fraction("heldout", seed, key) for key in keys}
+    place = {key: heldout_place(key, seed) for key in keys}
     order = sorted(keys, key=lambda key: (place[key], key))
     first = next(filter(usable, order), "")
     last = next(filter(usable, reversed(order)), "")

@@ -84,8 +84,9 @@ class RowDataset:
         """
         self.manifest = manifest
         encoding = manifest.encoding
+        codebook_size = encoding.codebook_size if encoding.has_images else vocabulary.codebook_size
         check(
-            (encoding.text_vocab_size, encoding.codebook_size) == (vocabulary.text_size, vocabulary.codebook_size),
+            (encoding.text_vocab_size, codebook_size) == (vocabulary.text_size, vocabulary.codebook_size),
             f"The ids in {manifest.folder} have {encoding.text_vocab_size} text ids and {encoding.codebook_size} codes, but this run has"
             f" {vocabulary.text_size} and {vocabulary.codebook_size}; give both the same text tokenizer and visual tokenizer.",
         )

@@ -1,4 +1,5 @@
-"""Which tars there are: folders, patterns and URLs become one sorted list with sizes, and a fingerprint that tells when it changes."""
+"""Which tars, or other files, there are: folders, patterns and URLs become one sorted list with sizes, and a fingerprint that tells when it
+changes."""
 
 from __future__ import annotations
 
@@ -25,11 +26,30 @@ MISSING = -1
 
 
 @dataclass(frozen=True)
+class FileKind:
+    """What files a setting names."""
+
+    setting: str
+    """Its full name, for messages."""
+    noun: str
+    """What one of them is called."""
+    suffixes: tuple[str, ...]
+    """How the names of those end that are taken out of a folder."""
+
+    def takes(self, name: str) -> bool:
+        """Whether a folder's file of this name is meant."""
+        return name.endswith(self.suffixes)
+
+
+TAR = "tar"
+
+
+@dataclass(frozen=True)
 class Shard:
-    """A tar. `path` is what `file_system` calls it; tars on a local disk have no `file_system`."""
+    """A tar or other file. `path` is what `file_system` calls it; those on a local disk have no `file_system`."""
 
     name: str
-    """Its path from the folder that all tars of the list share: unlike all others, and the same on every machine."""
+    """Its path from the folder that all files of the list share: unlike all others, and the same on every machine."""
     path: str
     size: int | None
     """Bytes; `MISSING` when it isn't there, None when the store doesn't say."""
@@ -69,26 +89,41 @@ class Fingerprint:
 def list_tars(sources: str | Sequence[str], storage_options: Mapping[str, Any], setting: str) -> list[Shard]:
     """All tars that `sources`, the value of `setting`, name, sorted by name: folders, patterns with * or {00..99}, URLs, lists of these.
 
-    Raises `UserError` when a source can't be understood or names no tar, when two name the same, and when none of the tars exists.
+    Raises what `list_files` does.
+    """
+    return list_files(sources, storage_options, FileKind(setting, TAR, (".tar",)))
+
+
+def list_files(sources: str | Sequence[str], storage_options: Mapping[str, Any], kind: FileKind) -> list[Shard]:
+    """All files that `sources`, the value of `kind.setting`, name, sorted by name.
+
+    Raises `UserError` when a source can't be understood or names no file, when two name the same, and when none of the files exists.
     """
     found: list[Shard] = []
     for source in [sources] if isinstance(sources, str) else sources:
-        found += _remote(source, storage_options, setting) if "://" in source else _local(source, setting)
+        found += _remote(source, storage_options, kind) if "://" in source else _local(source, kind)
     paths = sorted(shard.path for shard in found)
     doubled = next((path for path, following in itertools.pairwise(paths) if path == following), None)
-    check(doubled is None, f"{setting} names {doubled} twice; name each tar once.")
+    check(doubled is None, f"{kind.setting} names {doubled} twice; name each {kind.noun} once.")
     if all(shard.size == MISSING for shard in found):
-        raise UserError(f"None of the {len(found)} tars that {setting} names exists, such as {paths[0]}; check the names.")
+        raise UserError(
+            f"None of the {len(found)} {kind.noun}s that {kind.setting} names exists, such as {paths[0]}; check the names."
+        )
     return sorted(_named(found), key=lambda shard: shard.name)
 
 
-def _local(source: str, setting: str) -> list[Shard]:
+def _local(source: str, kind: FileKind) -> list[Shard]:
     path = Path(source).expanduser()
-    if path.is_dir() or not (path.suffix or any(sign in source for sign in "*?[{")):
-        paths = list_shards(path)
+    if kind.noun == TAR and (path.is_dir() or not (path.suffix or any(sign in source for sign in "*?[{"))):
+        paths = list_shards(path)  # which has a hint for who names a folder of splits
+    elif path.is_dir():
+        paths = sorted(file for file in path.iterdir() if kind.takes(file.name))
     else:
-        paths = [match for pattern in _braces(source, setting, path.exists()) for match in _matches(Path(pattern).expanduser())]
-        check(bool(paths), f"{setting} {source} matches no file; name a folder of tars, a pattern such as DIR/*.tar, or a URL.")
+        paths = [match for pattern in _braces(source, kind, path.exists()) for match in _matches(Path(pattern).expanduser())]
+    check(
+        bool(paths),
+        f"{kind.setting} {source} matches no file; name a folder of {kind.noun}s, a pattern such as DIR/*{kind.suffixes[0]}, or a URL.",
+    )
     return [Shard("", str(path.absolute()), path.stat().st_size if path.is_file() else MISSING) for path in paths]
 
 
@@ -99,12 +134,12 @@ def _matches(pattern: Path) -> list[Path]:
     return sorted(path for path in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))) if path.is_file())
 
 
-def _remote(source: str, storage_options: Mapping[str, Any], setting: str) -> list[Shard]:
+def _remote(source: str, storage_options: Mapping[str, Any], kind: FileKind) -> list[Shard]:
     try:
-        opened = [fsspec.core.url_to_fs(url, **storage_options) for url in _braces(source, setting)]
+        opened = [fsspec.core.url_to_fs(url, **storage_options) for url in _braces(source, kind)]
         system = opened[0][0]
         if isinstance(system, LocalFileSystem):
-            return [shard for _, path in opened for shard in _local(path, setting)]
+            return [shard for _, path in opened for shard in _local(path, kind)]
         paths = [path for _, path in opened]
         patterns = [path for path in paths if _is_pattern(path)]
         sizes: dict[str, int | None] = {}
@@ -113,15 +148,21 @@ def _remote(source: str, storage_options: Mapping[str, Any], setting: str) -> li
         names = [path for path in paths if not _is_pattern(path)]
         if len(names) == 1 and system.isdir(names[0]):
             folder = system.ls(names.pop(), detail=True)
-            sizes |= {info["name"]: info.get("size") for info in folder if info["type"] == "file" and info["name"].endswith(".tar")}
+            sizes |= {info["name"]: info.get("size") for info in folder if info["type"] == "file" and kind.takes(info["name"])}
         sizes |= sizes_of(system, names)
     except ImportError as error:
-        raise UserError(f"{setting} {source} needs a package that is not installed: {error}.") from error
-    except (OSError, ValueError) as error:
+        raise UserError(f"{kind.setting} {source} needs a package that is not installed: {error}.") from error
+    except UserError:
+        raise
+    except Exception as error:  # every store raises exceptions of its own
         raise UserError(
-            f"{setting} {source} can't be listed ({type(error).__name__}: {error}); check the URL and access."
+            f"{kind.setting} {source} can't be listed ({type(error).__name__}: {error}); check the URL and access."
         ) from error
-    check(bool(sizes), f"{setting} {source} matches no tar; name a folder of tars or a pattern such as s3://bucket/*.tar.")
+    check(
+        bool(sizes),
+        f"{kind.setting} {source} matches no {kind.noun}; name a folder of {kind.noun}s or a pattern such as"
+        f" s3://bucket/*{kind.suffixes[0]}.",
+    )
     return [Shard("", path, size, system) for path, size in sizes.items()]
 
 
@@ -145,11 +186,13 @@ def sizes_of(system: fsspec.AbstractFileSystem, paths: Sequence[str]) -> dict[st
         return dict(zip(paths, pool.map(size, paths), strict=True))
 
 
-def _braces(source: str, setting: str, literal: bool = False) -> list[str]:
+def _braces(source: str, kind: FileKind, literal: bool = False) -> list[str]:
     try:
         return [source] if literal else list(braceexpand(source))
     except ValueError as error:
-        raise UserError(f"{setting} {source} can't be understood: {error}; write for example {{00000..00099}}.tar.") from error
+        raise UserError(
+            f"{kind.setting} {source} can't be understood: {error}; write for example {{00000..00099}}{kind.suffixes[0]}."
+        ) from error
 
 
 def _is_pattern(path: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,17 @@ class TextTokenizer:
     """Text to ids and back, without special tokens."""
 
     def __init__(
-        self, folder: Path, encode: Callable[[str], list[int]], decode: Callable[[list[int]], str], size: int, eos_id: int
+        self,
+        folder: Path,
+        encode: Callable[[str], list[int]],
+        encode_batch: Callable[[list[str]], list[list[int]]],
+        decode: Callable[[list[int]], str],
+        size: int,
+        eos_id: int,
     ) -> None:
         self.folder = folder
         self._encode = encode
+        self._encode_batch = encode_batch
         self._decode = decode
         self.vocab_size = size
         """Number of text ids, T, special ones included."""
@@ -58,6 +65,10 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, each below `vocab_size`."""
         return self._encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each of `texts`, as `encode` gives them; on all threads that RAYON_NUM_THREADS allows."""
+        return self._encode_batch(list(texts))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special ids are left out."""
@@ -103,6 +114,7 @@ def _load_fast(folder: Path) -> TextTokenizer:
     return TextTokenizer(
         folder,
         lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+        lambda texts: [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)],
         lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         tokenizer.get_vocab_size(with_added_tokens=True),
         eos_id,
@@ -124,6 +136,7 @@ def _load_slow(folder: Path) -> TextTokenizer:
     return TextTokenizer(
         folder,
         lambda text: tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
+        lambda texts: tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"],
         lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         len(tokenizer),
         tokenizer.eos_token_id,

@@ -12,13 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 from lavit_dist.data.id_shard import IMAGE
 from lavit_dist.data.id_shards import IdShards
 from lavit_dist.data.manifest import load_manifest
+from lavit_dist.errors import check
 
 
 class IdStatistics:
     """Tokens of each image of an id set, and how often it uses each code."""
 
     def __init__(self, folder: str | Path) -> None:
+        """Raises `UserError` for a set without images."""
         manifest = load_manifest(folder)
+        check(manifest.encoding.has_images, f"The id set {folder} holds text alone; give one of pairs.")
         self.tokens: dict[str, int] = {}
         """Tokens per image, by the key of its pair."""
         self.code_counts: NDArray[np.int64] = np.zeros(manifest.encoding.codebook_size, np.int64)

@@ -46,7 +46,7 @@ class LanguageModel:
         facts = _read_sidecar(folder)
         check(
             facts["visual_tokenizer_digest"] == visual_tokenizer_digest,
-            f"The language model in {folder} was trained on the codes of the visual tokenizer {facts['visual_tokenizer_digest'][:16]},"
+            f"The language model in {folder} was trained on the codes of the visual tokenizer {str(facts['visual_tokenizer_digest'])[:16]},"
             f" but the one given is {visual_tokenizer_digest[:16]}; give the tokenizer that its ids were made with.",
         )
         text_tokenizer = TextTokenizer.load(folder)

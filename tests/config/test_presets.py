@@ -17,6 +17,7 @@ from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.config.quickstart import QuickstartConfig
 from lavit_dist.config.report import ReportConfig
 from lavit_dist.config.text_tokenizer import TrainTextTokenizerConfig
+from lavit_dist.config.tokenize_text import TokenizeTextConfig
 from lavit_dist.config.tokenizer import TrainTokenizerConfig
 from lavit_dist.config.tower import TrainTowerConfig
 from lavit_dist.models.llama import block_parameters
@@ -39,6 +40,7 @@ CLASSES = {
     "text_tokenizer": TrainTextTokenizerConfig,
     "tokenizer": TrainTokenizerConfig,
     "tokenizer_naive": TrainTokenizerConfig,
+    "tokenize_text": TokenizeTextConfig,
     "tower": TrainTowerConfig,
 }
 PARTS = {"encoder", "sampling"}
@@ -66,7 +68,9 @@ def parameters(config: PretrainConfig) -> tuple[int, int]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_it_is_a_legal_run(path: Path) -> None:
-    more = ["images.shards=given"] if path.stem.startswith("tokenizer") else []
+    more = (
+        ["images.shards=given"] if path.stem.startswith("tokenizer") else ["corpus=given"] if path.stem == "tokenize_text" else []
+    )
     load(path, *more)
 
 

@@ -58,7 +58,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, store, write_tar):
         "memory://bucket/other/*.tar": "matches no tar",
         "memory://bucket/{5..7}.tar": r"None of the 3 tars .* exists",
         "nonsense://bucket/0.tar": "can't be listed .*Protocol not known",
-        "s3://bucket/0.tar": "needs a package that is not installed: Install s3fs",
+        "gs://bucket/0.tar": "needs a package that is not installed: Please install gcsfs",
     }.items():
         with pytest.raises(UserError, match=message):
             names(source)

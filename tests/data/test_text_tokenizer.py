@@ -46,6 +46,11 @@ def test_words_of_the_captions_become_few_ids(tokenizer):
     assert len(tokenizer.encode(CAPTIONS[0])) <= 8
 
 
+@given(st.lists(st.text(CHARACTERS), max_size=5))
+def test_a_batch_has_the_ids_of_its_texts(tokenizer, texts):
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
 def test_special_ids_are_left_out_of_text(tokenizer):
     assert tokenizer.decode([*tokenizer.encode("a red circle"), tokenizer.eos_id]) == "a red circle"
 
@@ -73,6 +78,8 @@ def test_a_folder_without_tokenizer_json_is_read_by_transformers(tokenizer, fold
     assert older.decode(older.encode("a red circle")) == "a red circle"
     assert older.eos_id == tokenizer.eos_id
     assert older.eos_id not in older.encode("a <eos>")
+    texts = ["a red circle", "a <eos>", "blue"]
+    assert older.encode_batch(texts) == [older.encode(text) for text in texts]
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):

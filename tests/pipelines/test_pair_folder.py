@@ -1,7 +1,6 @@
 """The folder that a stage of pairs makes: once, whole, and never over anything else."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,6 @@ from lavit_dist.config.make_shapes import MakeShapesConfig
 from lavit_dist.errors import UserError
 from pipelines.ingest import ingest
 from pipelines.make_shapes import make_shapes
-
-
-@pytest.fixture(autouse=True)
-def restored_logging():
-    """The stages set the process's logging up, which must not outlive a test."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:
