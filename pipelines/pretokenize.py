@@ -26,8 +26,8 @@ from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.engine.run_folder import RunFolder
 from lavit_dist.observe.job_progress import JobProgress
 from lavit_dist.observe.logs import setup_logging
-from lavit_dist.parallel.ray_cluster import ray_cluster
-from lavit_dist.parallel.ray_jobs import Share, nodes_of_cluster, run_jobs
+from lavit_dist.parallel.ray_cluster import nodes_of_cluster, ray_cluster
+from lavit_dist.parallel.ray_jobs import Share, run_jobs
 from pipelines.pretokenize_worker import JOBS_AT_A_TIME, PretokenizeWorker, Progress
 from pipelines.shard_jobs import (
     ShardJob,

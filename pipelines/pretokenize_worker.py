@@ -83,7 +83,7 @@ class PretokenizeWorker:
 
     def progress(self) -> Progress:
         """What it has done so far."""
-        return self._progress
+        return dataclasses.replace(self._progress, quarantined=Counter(self._progress.quarantined))
 
     def stop(self) -> None:
         """Removes its folder."""

@@ -54,6 +54,31 @@ def ray_cluster(config: RayConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def nodes_of_cluster() -> list[dict[str, float]]:
+    """What each living node has: CPU, GPU and so on."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def room_for(cpus: float, gpus: float) -> int:
+    """How many actors with so many CPUs and GPUs each the nodes of the cluster have room for."""
+    fitting = 0
+    for has in nodes_of_cluster():
+        rooms = [has.get(name, 0) // amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount]
+        fitting += int(min(rooms))
+    return fitting
+
+
+def check_room(cpus: float, gpus: float) -> None:
+    """Raises `UserError` when no node has room for one actor."""
+    check(
+        room_for(cpus, gpus) > 0,
+        f"No node of the Ray cluster has the {cpus:g} CPUs and {gpus:g} GPUs of one actor and its helpers; lower"
+        " ray.cpus_per_actor, ray.gpus_per_actor or what the job starts beside it, or use larger nodes.",
+    )
+
+
 def _wait_for_nodes(config: RayConfig) -> None:
     """Waits until the cluster has as many nodes as the settings ask for; raises `UserError` when they don't come."""
     import ray

@@ -11,12 +11,13 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lavit_dist.config.ray import RayConfig
-from lavit_dist.errors import UserError, check
+from lavit_dist.errors import UserError
+from lavit_dist.parallel.ray_cluster import check_room, room_for
 
 logger = logging.getLogger(__name__)
 MAX_DEATHS = 10
@@ -108,7 +109,7 @@ def run_jobs(
                 name = waiting.popleft()
                 pool.give(name, jobs[name])
             if report is not None:
-                pool.report(report)
+                pool.report(report, last=not left)
 
 
 @dataclass(eq=False)
@@ -145,9 +146,9 @@ class _ActorPool:
         now = time.monotonic()
         if now < self.next_look:
             return
-        room = self.config.num_actors or room_for_actors(self.share)
+        room = self.config.num_actors or room_for(self.share.cpus, self.share.gpus)
         if not self.next_look:
-            room_is_needed(self.share)
+            check_room(self.share.cpus, self.share.gpus)
         self.next_look = now + SECONDS_BETWEEN_LOOKS
         idle = sum(not actor.jobs for actor in self.actors)
         for _ in range(min(room - len(self.actors), waiting - idle)):
@@ -191,22 +192,29 @@ class _ActorPool:
                 actor.jobs -= 1
                 yield name, result, None, False
 
-    def report(self, tell: Callable[[dict[Any, Any], int], None]) -> None:
-        """Takes up what actors have said since the last time, tells it, and asks again."""
-        import ray
-
+    def report(self, tell: Callable[[dict[Any, Any], int], None], *, last: bool = False) -> None:
+        """Takes up what actors have said since the last time, tells it, and asks again; or the `last` time, asks and waits."""
         now = time.monotonic()
-        if now < self.next_report:
+        if now < self.next_report and not last:
             return
         self.next_report = now + SECONDS_BETWEEN_REPORTS
-        answered, _ = ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0) if self.asked else ([], [])
+        if not last:
+            self._hear(timeout=0)
+        waiting_for = set() if last else set(self.asked.values())
+        self.asked |= {actor.handle.progress.remote(): actor for actor in self.actors if actor.up and actor not in waiting_for}
+        if last:
+            self._hear(timeout=SECONDS_TO_STOP)
+        tell(self.said, sum(actor.up for actor in self.actors))
+
+    def _hear(self, timeout: float) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        answered, _ = ray.wait(list(self.asked), num_returns=len(self.asked), timeout=timeout) if self.asked else ([], [])
         for ref in answered:
             actor = self.asked.pop(ref)
-            if actor in self.actors:
+            with suppress(RayError):  # of one that died; its jobs will tell
                 self.said[actor] = ray.get(ref)
-        waiting_for = set(self.asked.values())
-        self.asked |= {actor.handle.progress.remote(): actor for actor in self.actors if actor.up and actor not in waiting_for}
-        tell(self.said, sum(actor.up for actor in self.actors))
 
     def close(self) -> None:
         """Ends the actors, so that their room is free for the next job; at once, but for those that have nothing to do."""
@@ -255,31 +263,6 @@ class _ActorPool:
         self.failed_starts += 1
         if not died or self.failed_starts > MAX_DEATHS:
             raise error
-
-
-def nodes_of_cluster() -> list[dict[str, float]]:
-    """What each living node has: CPU, GPU and so on."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def room_for_actors(share: Share) -> int:
-    """How many actors the nodes of the cluster have room for."""
-    fitting = 0
-    for has in nodes_of_cluster():
-        rooms = [has.get(name, 0) // amount for name, amount in (("CPU", share.cpus), ("GPU", share.gpus)) if amount]
-        fitting += int(min(rooms))
-    return fitting
-
-
-def room_is_needed(share: Share) -> None:
-    """Raises `UserError` when no node has room for one actor."""
-    check(
-        room_for_actors(share) > 0,
-        f"No node of the Ray cluster has the {share.cpus:g} CPUs and {share.gpus:g} GPUs of one actor and its helpers; lower"
-        " ray.cpus_per_actor, ray.gpus_per_actor or what the job starts beside it, or use larger nodes.",
-    )
 
 
 def _check_disk(name: str | None, error: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 from lavit_dist.config.ray import RayConfig
 from lavit_dist.errors import UserError
 from lavit_dist.parallel.ray_cluster import ray_cluster
+from lavit_dist.parallel.ray_helpers import RETRIES, Helpers
 from lavit_dist.parallel.ray_jobs import MAX_DEATHS, Share, run_jobs
 
 CONFIG = RayConfig(num_cpus=2, num_actors=2, max_retries=1, object_store_mb=80)
@@ -113,3 +114,43 @@ def test_a_full_disk_ends_the_run(tmp_path):
 
     with pytest.raises(UserError, match=r"job could not be written: No space left on device \(/full/shard.arrow\)"):
         list(run_jobs(Unlucky, (), {"job": None}, CONFIG))
+
+
+def test_helpers_start_again_when_they_die_and_what_kills_them_always_is_told(tmp_path):
+    class Mortal:
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+
+        def do(self, what: str) -> str:
+            with (self.folder / what).open("a") as file:
+                file.write("x")
+            if what == "always" or (what == "once" and len((self.folder / what).read_text()) == 1):
+                os._exit(1)
+            return what
+
+    class Owner:
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+
+        def start(self) -> None:
+            self.helpers = Helpers(Mortal, (self.folder,), 1, 0)
+
+        def run(self, job: str) -> str:
+            from ray.exceptions import RayActorError
+
+            calls = [self.helpers.call("do", what) for what in ("fine", job, "fine")]
+            try:
+                return " ".join(call.result() for call in calls)
+            except RayActorError:
+                return "told"
+
+        def stop(self) -> None:
+            pass
+
+    outcomes = run_jobs(Owner, (tmp_path,), {name: name for name in ("fine", "once", "always")}, CONFIG)
+    assert {outcome.name: outcome.result for outcome in outcomes} == {
+        "fine": "fine fine fine",
+        "once": "fine once fine",
+        "always": "told",
+    }
+    assert len((tmp_path / "always").read_text()) == RETRIES + 1
