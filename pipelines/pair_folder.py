@@ -35,12 +35,7 @@ def open_pair_folder(config: IngestConfig | MakeShapesConfig, source_digest: str
     or from a source that has changed since.
     """
     folder = RunFolder(config.run_dir)
-    check(
-        folder.config.exists()
-        or not folder.root.exists()
-        or (folder.root.is_dir() and {path.name for path in folder.root.iterdir()} <= {LOCK}),
-        f"run_dir {folder.root} is a file, or holds files that this program didn't make; name a new or an empty folder.",
-    )
+    check_is_ours(folder)
     summary_path = folder.root / SUMMARY
     folder.open(config)
     if summary_path.exists():
@@ -54,6 +49,16 @@ def open_pair_folder(config: IngestConfig | MakeShapesConfig, source_digest: str
     for split in SPLITS:
         shutil.rmtree(folder.root / split, ignore_errors=True)
     return True
+
+
+def check_is_ours(folder: RunFolder) -> None:
+    """Raises `UserError` when a run folder holds files and no configuration, so that none of ours mix with them."""
+    check(
+        folder.config.exists()
+        or not folder.root.exists()
+        or (folder.root.is_dir() and {path.name for path in folder.root.iterdir()} <= {LOCK}),
+        f"run_dir {folder.root} is a file, or holds files that this program didn't make; name a new or an empty folder.",
+    )
 
 
 def close_pair_folder(root: Path, writers: Mapping[str, PairWriter], source_digest: str = "") -> None:
