@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lavit_dist.data.corpus_rows import FORMATS, Columns, CorpusRow, read_rows
-from lavit_dist.data.fetch import fetch
+from lavit_dist.data.fetch import fetch, size_flaw
 from lavit_dist.data.quarantine import Quarantined, SampleError
 from lavit_dist.data.shard_list import MISSING, FileKind, Shard, list_files
 from lavit_dist.errors import check
@@ -42,11 +42,7 @@ def at_hand(file: Shard) -> Iterator[Path]:
     with TemporaryDirectory(prefix="lavit-corpus-") as folder:
         target = Path(folder) / PurePosixPath(file.path).name
 
-        def flaw(fetched: Path) -> str | None:
-            size = fetched.stat().st_size
-            return None if file.size in (None, size) else f"{size} bytes came of {file.size}"
-
-        fetch(file.file_system, file.path, target, attempts=FETCH_ATTEMPTS, first_wait=1.0, flaw=flaw)
+        fetch(file.file_system, file.path, target, attempts=FETCH_ATTEMPTS, first_wait=1.0, flaw=size_flaw(file.size))
         yield target
 
 

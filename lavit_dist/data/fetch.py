@@ -52,6 +52,16 @@ def fetch(
     raise FetchError(f"after {attempts} attempts: {type(error).__name__}: {error}", missing=False)
 
 
+def size_flaw(expected: int | None) -> Callable[[Path], str | None]:
+    """A `flaw` for `fetch`: another size than the one that the store tells, if it does."""
+
+    def flaw(fetched: Path) -> str | None:
+        size = fetched.stat().st_size
+        return None if expected in (None, size) else f"{size} bytes came, {expected} were expected"
+
+    return flaw
+
+
 class StoreError(Exception):
     """A file that a store doesn't take; the message says which and why."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavit_dist.data.fetch import fetch
+from lavit_dist.data.fetch import fetch, size_flaw
 from lavit_dist.data.id_shard import InputFile
 from lavit_dist.data.pair_decoder import DecodedPairs, PairDecoder
 from lavit_dist.data.quarantine import Quarantined
@@ -78,11 +78,7 @@ class PairReader:
     def _fetch(self, shard: Shard, number: int) -> Path:
         path = self.folder / f"{number}.tar"
 
-        def flaw(fetched: Path) -> str | None:
-            size = fetched.stat().st_size
-            return None if shard.size in (None, size) else f"{size} bytes came, {shard.size} were expected"
-
-        fetch(shard.file_system, shard.path, path, attempts=self.attempts, first_wait=FIRST_WAIT, flaw=flaw)
+        fetch(shard.file_system, shard.path, path, attempts=self.attempts, first_wait=FIRST_WAIT, flaw=size_flaw(shard.size))
         return path
 
 

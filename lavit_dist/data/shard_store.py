@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavit_dist.data.fetch import FetchError, fetch
+from lavit_dist.data.fetch import FetchError, fetch, size_flaw
 from lavit_dist.data.own_folder import OwnFolder
 from lavit_dist.data.quarantine import Quarantined, SampleError
 from lavit_dist.data.shard_list import MISSING, Shard
@@ -131,12 +131,10 @@ class ShardStore:
     def _fetch(self, shard: Shard, path: Path) -> None:
         assert shard.file_system is not None
 
-        def flaw(fetched: Path) -> str | None:
-            size = fetched.stat().st_size
-            return None if shard.size in (None, size) else f"{size} bytes came, {shard.size} were expected"
-
         try:
-            fetch(shard.file_system, shard.path, path, attempts=self.attempts, first_wait=self.first_wait, flaw=flaw)
+            fetch(
+                shard.file_system, shard.path, path, attempts=self.attempts, first_wait=self.first_wait, flaw=size_flaw(shard.size)
+            )
         except FetchError as error:
             if error.missing:
                 raise SampleError("missing_tar", f"{shard.path}: {error}") from error
