@@ -30,6 +30,17 @@ def run_entry_point(cls: type[T], run: Callable[[T], None], description: str, ar
     exit_on_user_error(lambda: run(load_config(cls, arguments.config, arguments.overrides)))
 
 
+def run_ray_entry_point(cls: type[T], run: Callable[[T], None], description: str, argv: list[str] | None = None) -> None:
+    """`run_entry_point` of a job on Ray, whose `cls` has the settings `ray`: takes `--ray-address` too."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of the job; see configs/")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="running Ray cluster, or `auto`; short for ray.address=…")
+    add_overrides(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    address = [f"ray.address={arguments.ray_address}"] if arguments.ray_address else []
+    exit_on_user_error(lambda: run(load_config(cls, arguments.config, [*arguments.overrides, *address])))
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Adds the `key=value` arguments, and `--local_rank`, which the deepspeed launcher passes and LOCAL_RANK repeats."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
