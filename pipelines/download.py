@@ -33,7 +33,7 @@ from lavit_dist.data.quarantine import SampleError
 from lavit_dist.data.url_table import UrlTable
 from lavit_dist.engine.run_folder import RunFolder
 from lavit_dist.errors import UserError, check
-from lavit_dist.files import read_json, write_atomically
+from lavit_dist.files import read_json, remove_leftovers, write_atomically
 from lavit_dist.observe.logs import setup_logging
 from pipelines.pair_folder import SUMMARY, check_is_ours
 
@@ -56,8 +56,7 @@ def download(config: DownloadConfig) -> None:
     check_is_ours(folder)
     folder.open(config)
     _check_metadata(table, root)
-    for leftover in root.glob(".*.tmp"):
-        leftover.unlink()
+    remove_leftovers(root)
     unfinished = [shard for shard in range(table.shards) if read_record(root, shard) is None]
     if unfinished:
         logger.info(

@@ -37,7 +37,7 @@ from lavit_dist.data.shard_list import Shard
 from lavit_dist.data.text_encoder import TextEncoder
 from lavit_dist.data.text_tokenizer import TextTokenizer
 from lavit_dist.engine.run_folder import RunFolder
-from lavit_dist.files import sha256, write_atomically
+from lavit_dist.files import remove_leftovers, sha256, write_atomically
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.parallel.ray_cluster import ray_cluster
 from lavit_dist.parallel.ray_jobs import run_jobs
@@ -95,6 +95,7 @@ def run(config: TokenizeTextConfig) -> None:
     jobs = plan_jobs(root, list_corpus(config.corpus, config.storage_options), config.bytes_per_shard)
     encoding = describe_encoding(config)
     folder.open(config)
+    _remove_leftovers(root, config)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing needs no interpreter lock
         found = pool.map(lambda job: _finished(job, encoding, splits_of(config), verify_inputs=config.verify_inputs), jobs)
         done = {job.name: shards for job, shards in zip(jobs, found, strict=True) if shards is not None}
@@ -105,7 +106,10 @@ def run(config: TokenizeTextConfig) -> None:
         for split in splits_of(config):
             (root / split / MANIFEST).unlink(missing_ok=True)
         config = dataclasses.replace(config, text_tokenizer=str(Path(config.text_tokenizer).absolute()))
-        _run_on_ray(config, encoding, to_do, done, failed)
+        try:
+            _run_on_ray(config, encoding, to_do, done, failed)
+        finally:
+            _remove_leftovers(root, config)
     if not failed:
         for split in splits_of(config):
             records = [record for job in jobs for record in done[job.name][split]]
@@ -198,6 +202,11 @@ class TokenizeTextWorker:
         write_quarantine(path.with_suffix(".quarantine.jsonl"), [*encoded.quarantined, *piece.damaged])
         outcomes = dataclasses.replace(encoded.outcomes, damaged_inputs=count_reasons(piece.damaged))
         return write_id_shard(path, encoded.documents, encoding=self.encoding, inputs=inputs, outcomes=outcomes)
+
+
+def _remove_leftovers(root: Path, config: TokenizeTextConfig) -> None:
+    for folder in ("jobs", *splits_of(config)):
+        remove_leftovers(root / folder)
 
 
 def _finished(job: TextJob, encoding: Encoding, splits: Sequence[str], *, verify_inputs: bool) -> SharedOut | None:

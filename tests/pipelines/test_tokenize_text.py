@@ -132,7 +132,10 @@ def test_the_job_on_ray_equals_one_process_and_goes_on_shard_by_shard(settings, 
     assert contents(root) == made
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     manifest = (root / "train/manifest.json").read_bytes()
+    half = root / "train/.shard-00000-0001.arrow.123.tmp"
+    half.touch()
     run(config_of(settings, ray={"address": "127.0.0.1:1"}))
+    assert not half.exists()
     assert "2 of 2 jobs are done already" in capfd.readouterr().err
     assert (root / "train/manifest.json").read_bytes() == manifest
     with pytest.raises(UserError, match=r"belongs to a run with min_characters = 8, but now min_characters = 9"):
