@@ -173,7 +173,8 @@ def test_ids_that_changed_since_the_checkpoint(pretrain_settings, tmp_path: Path
     shutil.copytree(pretrain_settings["ids"], tmp_path / "ids")
     manifest = load_manifest(tmp_path / "ids")
     keep_manifest(tmp_path / "run" / "data", manifest, {})
-    write_checkpoint(tmp_path / "run", processes=1, data={"sources": {"ids": {"fingerprint": manifest.fingerprint}}})
+    data = {"sources": {"ids": {"fingerprint": manifest.fingerprint}}}
+    write_checkpoint(tmp_path / "run", processes=1, data=data, codebook_size=70)
     write_manifest(tmp_path / "ids", manifest.shards[:1])
     said = refused(pretrain_settings, tmp_path, 1, [f"ids={tmp_path}/ids"], monkeypatch, capfd)
     assert f"was trained on the id set {manifest.fingerprint[:16]}" in said
@@ -188,14 +189,14 @@ def test_ids_with_a_shard_missing(pretrain_settings, tmp_path: Path, monkeypatch
     assert not (tmp_path / "run").exists()
 
 
-def write_checkpoint(run_dir: Path, *, processes: int, data: dict[str, Any]) -> None:
+def write_checkpoint(run_dir: Path, *, processes: int, data: dict[str, Any], codebook_size: int = 1) -> None:
     """What is read of a checkpoint before a run resumes from it."""
     step = run_dir / "checkpoints" / "step-00000002"
     step.mkdir(parents=True)
     (step.parent / "latest").write_text(step.name)
     (step / "manifest.json").write_text(json.dumps({"step": 2, "ranks": processes, "files": {}}))
     layout = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": processes, "zero_stage": 1}
-    sizes = {"text_size": 1, "codebook_size": 1, "eos_id": 0}
+    sizes = {"text_size": 1, "codebook_size": codebook_size, "eos_id": 0}
     write_facts(
         step, CheckpointFacts(model=LlamaConfig(), precision="fp32", visual_tokenizer_digest="", layout=layout, data=data, **sizes)
     )
