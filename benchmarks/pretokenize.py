@@ -2,16 +2,18 @@
 
     python benchmarks/pretokenize.py [--pairs-per-tar N --tars N --times N --width W --layers L --output benchmarks/pretokenize.md]
 
-The rival is the frozen tokenizer in one process on the same cores, fed batches that are decoded already. Both sides have the same weights
-and pictures and take turns. The job is `data_prep/pretokenize.py` as a user runs it; its rate is taken between its first report that
-has images and its last, so that starting Ray and loading weights, which a real job does once, are left out; the rate with them is told too.
-The job's processes are then watched with the same input and with `--times` as much: the peak of the memory that each has to itself.
+The rival is the frozen tokenizer on the same cores, fed batches that are decoded already: in one process with a thread per core, and in as
+many processes with a thread each, of which the faster counts. Both sides have the same weights and pictures and take turns. The job is
+`data_prep/pretokenize.py` as a user runs it; its rate is taken between its first report that has images and its last, so that starting Ray
+and loading weights, which a real job does once, are left out; the rate with them is told too. Then the job's processes are watched, with
+a small model that gets through more pictures, on some tars and on `--times` as many: the peak of the memory that each has to itself.
 """
 
 import argparse
 import datetime
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -19,6 +21,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +42,15 @@ SHARDS = 4
 """Shards that the input is cut into, at least as many as an actor does at a time."""
 
 
-def model_alone(world: Path, batch_size: int, seconds: float) -> float:
-    """Images per second."""
-    torch.set_num_threads(CORES)
+def model_alone(world: Path, batch_size: int, seconds: float, processes: int) -> float:
+    """Images per second of `processes` processes together, on all cores."""
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        shares = [pool.submit(_encode_for, world, batch_size, seconds, CORES // processes) for _ in range(processes)]
+        return sum(share.result() for share in shares)
+
+
+def _encode_for(world: Path, batch_size: int, seconds: float, threads: int) -> float:
+    torch.set_num_threads(threads)
     encoder = ImageEncoder(freeze_for_inference(load_visual_tokenizer(str(world / "tokenizer"))), seed=0)
     size = encoder.visual.config.encoder.image_size
     with tarfile.open(next((world / "pairs").glob("*.tar"))) as tar:
@@ -79,48 +88,54 @@ def benchmark(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
     write_tokenizers(world, width=arguments.width, layers=arguments.layers, image_size=224, patch_size=14)
     write_tars(world / "pairs", arguments.tars, arguments.pairs_per_tar, arguments.side)
     settings = [f"inputs_per_shard={arguments.tars // SHARDS}", f"batch_size={arguments.batch_size}", "report_seconds=1"]
-    settings += [
-        f"ray.num_cpus={CORES}",
-        "ray.num_actors=1",
-        f"ray.cpus_per_actor={CORES}",
-        f"ray.decoders_per_actor={arguments.decoders}",
-    ]
+    settings += [f"ray.num_cpus={CORES}", f"ray.num_actors={CORES}"]
     yield f"# Pretokenization, {datetime.datetime.now(tz=datetime.timezone.utc):%d %B %Y}"
     yield ""
-    yield f"{CORES} CPU cores; tower of {arguments.layers} layers, width {arguments.width}, 224 px; JPEG of {arguments.side} px; batch size {arguments.batch_size};"
-    yield f"{arguments.tars * arguments.pairs_per_tar} images in {arguments.tars} tars. Made by `benchmarks/pretokenize.py`."
+    yield f"{CORES} CPU cores, an actor on each; tower of {arguments.layers} layers, width {arguments.width}, 224 px; JPEG of {arguments.side} px;"
+    yield f"batch size {arguments.batch_size}; {arguments.tars * arguments.pairs_per_tar} images in {arguments.tars} tars. Made by `benchmarks/pretokenize.py`."
     yield ""
-    yield "| round | model alone, images/s | the job, images/s | ratio | with start-up |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield f"| round | model alone, images/s: 1 x {CORES} threads | {CORES} x 1 thread | the job, images/s | ratio to the faster | with start-up |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     ratios = []
     for number in range(arguments.rounds):
-        alone = model_alone(world, arguments.batch_size, arguments.seconds)
-        steady, whole, peaks = job(world, settings)
-        ratios.append(steady / alone)
-        yield f"| {number + 1} | {alone:.2f} | {steady:.2f} | {ratios[-1]:.3f} | {whole:.2f} |"
-    yield f"| median | | | {statistics.median(ratios):.3f} | |"
-    shutil.rmtree(world / "pairs")
-    write_tars(world / "pairs", arguments.tars * arguments.times, arguments.pairs_per_tar, arguments.side)
-    steady, _, larger = job(world, settings)
+        alone = [model_alone(world, arguments.batch_size, arguments.seconds, processes) for processes in (1, CORES)]
+        steady, whole, _ = job(world, settings)
+        ratios.append(steady / max(alone))
+        yield f"| {number + 1} | {alone[0]:.2f} | {alone[1]:.2f} | {steady:.2f} | {ratios[-1]:.3f} | {whole:.2f} |"
+    yield f"| median | | | | {statistics.median(ratios):.3f} | |"
     yield ""
-    yield f"Peak memory that each process has to itself, MiB, with this input and with {arguments.times} times as many tars of the same size ({steady:.2f} images/s):"
+    yield from memory(arguments, world, settings)
+
+
+def memory(arguments: argparse.Namespace, world: Path, settings: list[str]) -> Iterator[str]:
+    """The lines about memory."""
+    write_tokenizers(world, width=64, layers=2, image_size=224, patch_size=14)
+    found = []
+    for times in (1, arguments.times):
+        shutil.rmtree(world / "pairs")
+        write_tars(world / "pairs", arguments.tars * times, arguments.watched_pairs, arguments.side)
+        found.append(job(world, settings))
+    (_, _, once), (_, rate, often) = found
+    pairs = arguments.tars * arguments.watched_pairs
+    yield f"Peak memory that each process has to itself, MiB, with a tower of 2 layers, width 64 ({rate:.0f} images/s), on {pairs} images and on {arguments.times} times as"
+    yield "many tars of the same size:"
     yield ""
     yield f"| process | 1 x | {arguments.times} x |"
     yield "| --- | --- | --- |"
-    for name in peaks:
-        yield f"| {name} | {peaks[name]:.0f} | {larger.get(name, 0):.0f} |"
+    for name in once:
+        yield f"| {name} | {once[name]:.0f} | {often.get(name, 0):.0f} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tars", type=int, default=8)
-    parser.add_argument("--pairs-per-tar", type=int, default=64)
+    parser.add_argument("--pairs-per-tar", type=int, default=96)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--side", type=int, default=256)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--decoders", type=int, default=1)
+    parser.add_argument("--watched-pairs", type=int, default=500, help="pairs per tar while memory is watched")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--output", type=Path)

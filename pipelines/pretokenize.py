@@ -1,71 +1,22 @@
-"""Offline tokenization: tars of pairs to id shards, spread over Ray actors, one shard at a time.
-
-RUN_DIR/config.yaml       the resolved configuration
-RUN_DIR/progress.jsonl    how far the job was, and how fast
-OUTPUT/SPLIT/…            the id set; see `pipelines.shard_jobs`. OUTPUT is RUN_DIR unless the settings say otherwise
-"""
+"""Offline tokenization: tars of pairs to id shards; see `pipelines.image_jobs` for the folders."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from lavit_dist.checkpoint.official import tokenizer_digest, visual_tokenizer_config
-from lavit_dist.config.base import to_dict
 from lavit_dist.config.pretokenize import PretokenizeConfig
-from lavit_dist.config.ray import DecodingRayConfig
-from lavit_dist.data.id_folder import IdFolder
-from lavit_dist.data.id_shard import Encoding, ShardRecord
-from lavit_dist.data.image import IMAGE_MEAN, IMAGE_STD
-from lavit_dist.data.splits import list_splits
+from lavit_dist.data.id_shard import Encoding
+from lavit_dist.data.pair_decoder import PairDecoder
+from lavit_dist.data.pair_encoder import ImageEncoder
 from lavit_dist.data.text_tokenizer import TextTokenizer
-from lavit_dist.engine.run_folder import RunFolder
-from lavit_dist.observe.job_progress import JobProgress
 from lavit_dist.observe.logs import setup_logging
-from lavit_dist.parallel.ray_cluster import nodes_of_cluster, ray_cluster
-from lavit_dist.parallel.ray_jobs import Share, run_jobs
-from pipelines.pretokenize_worker import JOBS_AT_A_TIME, PretokenizeWorker, Progress
-from pipelines.shard_jobs import (
-    ShardJob,
-    digest,
-    find_finished,
-    plan_jobs,
-    remove_temporary_files,
-    report_failures,
-    withdraw_manifests,
-    write_manifests,
-)
-
-logger = logging.getLogger(__name__)
+from pipelines.image_jobs import preprocessing_digest, run_image_jobs, settings_digest
+from pipelines.image_worker import ImageWorker
 
 
 def run(config: PretokenizeConfig) -> None:
     """Makes the shards that are missing or no longer match their inputs and tokenizers, then the manifests."""
     setup_logging()
-    folder = RunFolder(config.run_dir)
-    folder.check_config(config)
-    splits = list_splits(config.pairs, config.storage_options)
-    jobs = plan_jobs(_folders(config, splits), splits, config.inputs_per_shard)
-    encoding = describe_encoding(config)
-    folder.open(config)
-    remove_temporary_files(jobs)
-    done = find_finished(jobs, encoding, verify_inputs=config.verify_inputs)
-    to_do = {job.name: job for job in jobs if job.name not in done}
-    logger.info("%d of %d shards are done already", len(done), len(jobs))
-    failed: dict[str, str] = {}
-    if to_do:
-        withdraw_manifests(to_do.values())
-        progress = JobProgress(folder.root, shards=len(jobs), done=len(done), seconds_between=config.report_seconds)
-        try:
-            _run_on_ray(config, encoding, to_do, progress, done, failed)
-        finally:
-            remove_temporary_files(jobs)
-    write_manifests(jobs, done)
-    report_failures(failed)
+    run_image_jobs(config, PretokenizeWorker, describe_encoding(config), models=("tokenizer", "text_tokenizer"))
 
 
 def describe_encoding(config: PretokenizeConfig) -> Encoding:
@@ -75,75 +26,22 @@ def describe_encoding(config: PretokenizeConfig) -> Encoding:
     return Encoding(
         visual_tokenizer=tokenizer_digest(config.tokenizer),
         text_tokenizer=text.digest,
-        preprocessing=digest(size=visual.encoder.image_size, resize="bicubic squash", mean=IMAGE_MEAN, std=IMAGE_STD),
-        settings=digest(
-            seed=config.seed,
-            selection=config.selection,
-            max_pixels=config.max_pixels,
-            precision=config.precision,
-            filter=to_dict(config)["filter"],
-        ),
+        preprocessing=preprocessing_digest(visual.encoder.image_size),
+        settings=settings_digest(config),
         text_vocab_size=text.vocab_size,
         codebook_size=visual.codebook.size,
     )
 
 
-def _folders(config: PretokenizeConfig, splits: Mapping[str, Any]) -> dict[str, IdFolder]:
-    """Where the shards of each split are written; local paths are absolute, since a cluster's actors have folders of their own."""
-    output = config.output or config.run_dir
-    root = output.rstrip("/") if "://" in output else str(Path(output).absolute())
-    return {split: IdFolder.of(f"{root}/{split}", config.storage_options) for split in splits}
+class PretokenizeWorker(ImageWorker):
+    """Makes shards of captioned images."""
 
+    config: PretokenizeConfig
 
-def _run_on_ray(
-    config: PretokenizeConfig,
-    encoding: Encoding,
-    jobs: Mapping[str, ShardJob],
-    progress: JobProgress,
-    done: dict[str, ShardRecord],
-    failed: dict[str, str],
-) -> None:
-    """Runs the jobs; the record of each goes to `done`, or its error to `failed`."""
-    tokenizer, text_tokenizer = (str(Path(folder).absolute()) for folder in (config.tokenizer, config.text_tokenizer))
-    config = dataclasses.replace(config, tokenizer=tokenizer, text_tokenizer=text_tokenizer)
-    said: list[Progress] = []
-    actors = 0
+    def decoder(self) -> PairDecoder:
+        config = self.config
+        image_size = visual_tokenizer_config(config.tokenizer).encoder.image_size
+        return PairDecoder(config.text_tokenizer, image_size, config.max_pixels, config.filter)
 
-    def tell(*, last: bool = False) -> None:
-        progress.tell(
-            images=sum(each.images for each in said),
-            device_seconds=sum(each.device_seconds for each in said),
-            actors=actors,
-            quarantined=sum((each.quarantined for each in said), Counter()),
-            last=last,
-        )
-
-    def report(of_actors: Mapping[Any, Progress], up: int) -> None:
-        nonlocal actors
-        said[:], actors = of_actors.values(), up
-        tell()
-
-    with ray_cluster(config.ray):
-        decoders, cpus_per_decoder = decoders_of(config.ray)
-        share = Share(config.ray.cpus_per_actor + decoders * cpus_per_decoder, config.ray.gpus_per_actor, JOBS_AT_A_TIME)
-        arguments = (config, encoding, decoders, cpus_per_decoder)
-        for outcome in run_jobs(PretokenizeWorker, arguments, jobs, config.ray, share, report):
-            if outcome.error is None:
-                done[outcome.name] = outcome.result
-                progress.done += 1
-            else:
-                failed[outcome.name] = outcome.error
-    tell(last=True)
-
-
-def decoders_of(config: DecodingRayConfig) -> tuple[int, float]:
-    """How many decoders each actor of the cluster has, and the CPUs that each of them counts as."""
-    cpus = config.cpus_per_decoder
-    if cpus is None:
-        cpus = 1.0 if config.gpus_per_actor else 0.0
-    if config.decoders_per_actor is not None:
-        return config.decoders_per_actor, cpus
-    if not config.gpus_per_actor or not cpus:
-        return 1, cpus
-    shares = [node.get("CPU", 0) * config.gpus_per_actor / node["GPU"] for node in nodes_of_cluster() if node.get("GPU", 0) > 0]
-    return max(1, int((min(shares, default=0) - config.cpus_per_actor) / cpus)), cpus
+    def models(self) -> ImageEncoder:
+        return ImageEncoder(self.tokenizer(), seed=self.selection_seed)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
-from lavit_dist.checkpoint.official import load_visual_tokenizer
-from lavit_dist.checkpoint.pixel_decoding import check_unet, load_unet, load_vae, make_scheduler, save_pixel_decoder
+from lavit_dist.checkpoint.official import load_visual_tokenizer, tokenizer_digest
+from lavit_dist.checkpoint.pixel_decoding import check_unet, load_unet, load_vae, make_scheduler, save_pixel_decoder, vae_digest
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.decoder import TrainDecoderConfig
+from lavit_dist.data.id_shards import IdShards
+from lavit_dist.data.latent_set import LatentBatches
+from lavit_dist.data.manifest import Manifest, load_manifest
 from lavit_dist.data.pair_batches import PairBatches, PairDataset
 from lavit_dist.data.pairs import list_shards
+from lavit_dist.engine.decoder_examples import Examples, ExamplesFromLatents, ExamplesFromPairs
 from lavit_dist.engine.decoder_training import DecoderTraining
 from lavit_dist.engine.loop import run_training
 from lavit_dist.engine.run_folder import RunFolder
@@ -38,16 +43,14 @@ def run(config: TrainDecoderConfig) -> None:
         return
     tokenizer = load_visual_tokenizer(config.tokenizer)
     latents = build_latents(config)
-    size = max(config.image_size, tokenizer.config.encoder.image_size)  # what is painted, and what the tower sees
-    dataset = PairDataset(list_shards(config.pairs), size, max_pixels=config.max_pixels)
-    batches = PairBatches(dataset, config.global_batch_size, config.seed, rank(), world_size())
+    examples = open_examples(config, latents, tokenizer)
     seed_everything(config.seed)
     decoder = build_decoder(config, tokenizer)
 
     init_distributed(config.num_threads)
     folder.open(config)
     scheduler = make_scheduler(config.model)
-    training = DecoderTraining(config, decoder, latents, scheduler, tokenizer, batches)
+    training = DecoderTraining(config, decoder, scheduler, examples())
     run_training(
         training,
         total_steps=config.total_steps,
@@ -56,6 +59,41 @@ def run(config: TrainDecoderConfig) -> None:
         callbacks=[MetricsCallback(Path(config.run_dir), config.logging)],
     )
     folder.publish(lambda out: save_pixel_decoder(out, tokenizer, training.product(), latents, scheduler))
+
+
+def open_examples(config: TrainDecoderConfig, latents: Latents, tokenizer: VisualTokenizer) -> Callable[[], Examples]:
+    """Checks the data and its fit; what comes back puts models on this rank's device, once it has one, and gives examples."""
+    if config.latents is None:
+        size = max(config.image_size, tokenizer.config.encoder.image_size)  # what is painted, and what the tower sees
+        dataset = PairDataset(list_shards(config.pairs or ""), size, max_pixels=config.max_pixels)
+        pairs = PairBatches(dataset, config.global_batch_size, config.seed, rank(), world_size())
+        return lambda: ExamplesFromPairs(config, pairs, latents, tokenizer)
+    assert isinstance(latents, VaeLatents)  # the settings see to that
+    manifest = load_manifest(config.latents, config.id_cache.storage_options)
+    shards = IdShards(manifest, config.id_cache)
+    batches = LatentBatches(shards, config.global_batch_size, config.seed, rank(), world_size())
+    manifest.check_tokenizers(visual_tokenizer=tokenizer_digest(config.tokenizer))
+    check_latents(config, manifest, latents)
+    shards.check_sizes()
+    return lambda: ExamplesFromLatents(batches, tokenizer)
+
+
+def check_latents(config: TrainDecoderConfig, manifest: Manifest, latents: VaeLatents) -> None:
+    """Raises `UserError` unless a set's latents are of this run's autoencoder and size."""
+    found = manifest.encoding.latents
+    assert found is not None
+    wanted = (config.model.latent_channels, config.latent_size, config.latent_size)
+    check(
+        found.shape == wanted,
+        f"The latents in {manifest.folder} have the shape {found.shape}, of {found.shape[-1] * latents.factor}-pixel images, but image_size"
+        f" {config.image_size} asks for {wanted}; change image_size, or run data_prep/cache_latents.py with this one.",
+    )
+    digest = vae_digest(latents.vae)
+    check(
+        found.source == digest,
+        f"The latents in {manifest.folder} were made by the autoencoder {found.source[:16]}, but model.vae {config.model.vae} is"
+        f" {digest[:16]}; give the one they were made by, or run data_prep/cache_latents.py with this one.",
+    )
 
 
 def build_latents(config: TrainDecoderConfig) -> Latents:

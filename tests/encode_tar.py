@@ -38,5 +38,5 @@ def encode_tar(
         filtered += decoded.filtered
         if decoded.pairs:
             encoded = encoder.encode([pair.key for pair in decoded.pairs], decoded.pixels)
-            documents += EncodedPairs(tar.name, decoded.pairs, *encoded).documents()
+            documents += EncodedPairs(tar.name, decoded.pairs, encoded).documents()
     return documents, quarantined, filtered

@@ -7,14 +7,13 @@ module's tensors by the name of its file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from lavit_dist.checkpoint.digests import tensors_digest
 from lavit_dist.checkpoint.official import Part
 
 KNOWN = Path(__file__).with_suffix(".json")
@@ -35,13 +34,3 @@ def altered_modules(parts: Iterable[Part], known: Mapping[str, str]) -> list[str
 def module_digests(parts: Iterable[Part]) -> dict[str, str]:
     """`tensors_digest` of each module, whichever files hold it: what `known_references.json` records."""
     return {Path(part.stem).name: tensors_digest(dict(part.file.read(part.module.state_dict()))) for part in parts}
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and values, however they were stored."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

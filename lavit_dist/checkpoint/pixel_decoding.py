@@ -13,8 +13,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
+from lavit_dist.checkpoint.digests import tensors_digest
 from lavit_dist.checkpoint.official import load_visual_tokenizer, save_visual_tokenizer
 from lavit_dist.config.base import build, to_dict
 from lavit_dist.config.model import PixelDecoderConfig
@@ -75,6 +77,12 @@ def load_unet(folder: str | Path) -> UNet2DConditionModel:
 def load_vae(folder: str | Path) -> AutoencoderKL:
     """A diffusers autoencoder, fp32."""
     return _load(AutoencoderKL, folder, low_cpu_mem_usage=False)
+
+
+def vae_digest(vae: AutoencoderKL) -> str:
+    """sha256 over what decides an image's latents: the autoencoder's weights and the factor that scales them."""
+    encoder = {name: tensor for name, tensor in vae.state_dict().items() if not name.startswith(("decoder.", "post_quant_conv."))}
+    return tensors_digest(encoder | {"scaling_factor": torch.tensor(float(vae.config["scaling_factor"]))})
 
 
 def make_scheduler(config: PixelDecoderConfig) -> DDIMScheduler:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from lavit_dist.config.base import Seed, config
+from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.config.images import MAX_PIXELS
 from lavit_dist.config.model import PixelDecoderConfig
 from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig, check_schedules
@@ -19,8 +20,12 @@ class TrainDecoderConfig:
 
     run_dir: str
     """Folder of the run."""
-    pairs: str
-    """Folder of tars of image-text pairs; only the images are used."""
+    pairs: str | None = None
+    """Folder of tars of image-text pairs, of which only the images are used; or `latents`."""
+    latents: str | None = None
+    """Folder or URL of one split of a set that data_prep/cache_latents.py made of images, in place of `pairs`."""
+    id_cache: IdCacheConfig = IdCacheConfig()
+    """How remote `latents` are read."""
     tokenizer: str
     """Folder that holds visual_tokenizer/, the frozen visual tokenizer; its `unet_proj` is trained here."""
     model: PixelDecoderConfig
@@ -68,6 +73,14 @@ class TrainDecoderConfig:
         return self.image_size // self.model.latent_factor
 
     def validate(self) -> None:
+        check(
+            (self.pairs is None) != (self.latents is None),
+            "Give either pairs, a folder of tars, or latents, a set that data_prep/cache_latents.py made; not both.",
+        )
+        check(
+            self.latents is None or self.model.latent == "vae",
+            f"latents are those of an autoencoder, which model.latent {self.model.latent} does without; set it to vae, or give pairs.",
+        )
         smallest = self.model.latent_factor * 2 ** (len(self.model.block_out_channels) - 1)
         check(
             self.image_size % smallest == 0,

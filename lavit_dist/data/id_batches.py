@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,4 +44,6 @@ def _value_bytes(column: Any) -> Any:
         return OFFSET_BYTES + pc.list_value_length(column).to_numpy() * (kind.value_type.bit_width // 8)
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
         return OFFSET_BYTES + pc.binary_length(column).to_numpy()
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return math.prod(kind.shape) * (kind.value_type.bit_width // 8)
     return kind.bit_width // 8

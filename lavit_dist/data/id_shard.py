@@ -47,6 +47,18 @@ class IdDocument:
     """The image's bytes: tar name, offset, size. Of a document of text alone: file name, row (from 1), bytes of the row."""
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Numbers that came with the pair, such as a similarity."""
+    latents: NDArray[np.float16] | None = None
+    """What the pixel decoder learns to paint, [channel, height, width], in a set that has latents."""
+
+
+@dataclass(frozen=True)
+class LatentEncoding:
+    """What turned images into the latents that documents carry beside their codes."""
+
+    source: str
+    """Digest of the autoencoder's configuration and weights, or of the way pixels are folded."""
+    shape: tuple[int, int, int]
+    """Channels, height and width."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +67,18 @@ class Encoding:
 
     visual_tokenizer: str | None
     """Digest of the visual tokenizer's configuration and weights; None in a set of text alone."""
-    text_tokenizer: str
-    """`TextTokenizer.digest`."""
+    text_tokenizer: str | None
+    """`TextTokenizer.digest`; None in a set of images alone."""
     preprocessing: str | None
     """Digest of how bytes become pixels; None in a set of text alone."""
     settings: str
     """Digest of the settings that decide ids, such as the seed of the selection noise."""
     text_vocab_size: int
-    """Number of text ids, T."""
+    """Number of text ids, T; 0 in a set of images alone."""
     codebook_size: int
     """Number of visual codes, K; 0 in a set of text alone."""
+    latents: LatentEncoding | None = None
+    """None where documents have no latents."""
 
     @property
     def has_images(self) -> bool:
@@ -210,6 +224,12 @@ class IdShard(IdShardHead):
             source = pa.memory_map(str(path)) if content is None else pa.BufferReader(pa.py_buffer(content))
             super().__init__(pa.ipc.open_file(source).get_batch(0))
             self.ids, self.id_starts = self._lists("ids")
+
+    @property
+    def latents(self) -> NDArray[np.float16]:
+        """[document, channel, height, width], of a set that has latents."""
+        tensors: NDArray[np.float16] = self.batch.column("latents").to_numpy_ndarray()
+        return tensors
 
     def column(self, name: str) -> list[Any]:
         """A whole column as Python values, for looking at."""

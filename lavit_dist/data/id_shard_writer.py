@@ -86,7 +86,8 @@ def write_record(folder: IdFolder, record: ShardRecord) -> None:
 
 def to_batch(documents: Sequence[IdDocument], encoding: Encoding) -> Any:
     """Documents as a record batch with the columns of a shard."""
-    return pa.RecordBatch.from_pylist([_row(document) for document in documents], schema=_schema(encoding))
+    batch = pa.RecordBatch.from_pylist([_row(document) for document in documents], schema=_schema(encoding))
+    return batch if encoding.latents is None else _with_latents(batch, documents, encoding.latents.shape)
 
 
 def describe_documents(batch: Any) -> dict[str, Any]:
@@ -125,6 +126,16 @@ def _schema(encoding: Encoding) -> Any:
             "scores": pa.string(),
         }
     )
+
+
+def _with_latents(batch: Any, documents: Sequence[IdDocument], shape: tuple[int, int, int]) -> Any:
+    """The batch with one column more, a tensor per document."""
+    latents = [document.latents for document in documents if document.latents is not None]
+    assert len(latents) == len(documents)
+    flat = pa.array(np.concatenate([each.reshape(-1) for each in latents]) if latents else np.empty(0, np.float16))
+    kind = pa.fixed_shape_tensor(flat.type, shape)
+    column = pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(flat, type=kind.storage_type))
+    return pa.record_batch([*batch.columns, column], schema=batch.schema.append(pa.field("latents", kind)))
 
 
 def _to_arrow(batch: Any) -> bytes:

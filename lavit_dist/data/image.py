@@ -21,7 +21,7 @@ def resize(image: Image.Image, size: int) -> torch.Tensor:
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 [..., 3, H, W] to float32 with CLIP's mean and deviation per channel."""
-    mean, std = _channels(IMAGE_MEAN), _channels(IMAGE_STD)
+    mean, std = (_channels(values).to(pixels.device) for values in (IMAGE_MEAN, IMAGE_STD))
     return (pixels.to(torch.float32) / 255 - mean) / std
 
 

@@ -38,12 +38,14 @@ class Manifest:
     @property
     def program(self) -> str:
         """What makes such a set."""
+        if self.encoding.latents is not None:
+            return "data_prep/cache_latents.py"
         return "data_prep/pretokenize.py" if self.encoding.has_images else "data_prep/tokenize_text.py"
 
     def check_tokenizers(self, *, visual_tokenizer: str | None = None, text_tokenizer: str | None = None) -> None:
         """Raises `UserError`, naming both digests, when the set was made with another tokenizer than the one given.
 
-        A set of text alone has no visual tokenizer, and goes with any.
+        A set of text alone has no visual tokenizer, and goes with any; one of images alone has no text tokenizer.
         """
         expected = {"visual_tokenizer": visual_tokenizer, "text_tokenizer": text_tokenizer}
         for name, digest in expected.items():

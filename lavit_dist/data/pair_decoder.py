@@ -27,8 +27,8 @@ class CaptionedImage:
 
     key: str
     captions: tuple[str, ...]
-    text_ids: tuple[bytes, ...]
-    """Of each caption, int32. Not arrays: those would keep the shared memory that they came in, with all the pixels, from being freed."""
+    text_ids: tuple[bytes, ...] | None
+    """Of each caption, int32; None where captions are not encoded. Not arrays: those would keep the shared memory that they came in, with all the pixels, from being freed."""
     location: FileLocation
     scores: dict[str, float]
     """Numbers of the pair's .json."""
@@ -71,8 +71,11 @@ class DecodedPairs:
 class PairDecoder:
     """Reads captions, decodes and squashes pictures, encodes text. What a sample becomes depends on the sample alone."""
 
-    def __init__(self, text_tokenizer: str, image_size: int, max_pixels: int, rules: Mapping[str, FilterRule]) -> None:
-        """`text_tokenizer` is the folder of one, which is read when the first sample comes; `rules` are by the columns they look at."""
+    def __init__(self, text_tokenizer: str | None, image_size: int, max_pixels: int, rules: Mapping[str, FilterRule]) -> None:
+        """`text_tokenizer` is the folder of one, which is read when the first sample comes; without one captions are not encoded.
+
+        `rules` are by the columns they look at.
+        """
         self.text_tokenizer, self.image_size, self.max_pixels = text_tokenizer, image_size, max_pixels
         self.rules = {column: rule for column, rule in rules.items() if column not in SIZE_COLUMNS}
         self.size_rules = {column: rule for column, rule in rules.items() if column in SIZE_COLUMNS}
@@ -110,10 +113,14 @@ class PairDecoder:
         return self._captioned(pair), squash(decode_image(data, self.max_pixels), self.image_size)
 
     def _captioned(self, pair: PairSample) -> CaptionedImage:
+        return CaptionedImage(pair.key, pair.captions, self._encode(pair.captions), pair.image_location, _scores(pair.metadata))
+
+    def _encode(self, captions: Sequence[str]) -> tuple[bytes, ...] | None:
+        if self.text_tokenizer is None:
+            return None
         if self._text is None:
             self._text = TextTokenizer.load(self.text_tokenizer)
-        text_ids = tuple(np.asarray(self._text.encode(caption), np.int32).tobytes() for caption in pair.captions)
-        return CaptionedImage(pair.key, pair.captions, text_ids, pair.image_location, _scores(pair.metadata))
+        return tuple(np.asarray(self._text.encode(caption), np.int32).tobytes() for caption in captions)
 
 
 def _scores(metadata: dict[str, Any]) -> dict[str, float]:

@@ -13,30 +13,47 @@ from lavit_dist.data.id_shard_writer import commit_batch, to_batch
 from lavit_dist.data.pair_decoder import CaptionedImage
 from lavit_dist.data.quarantine import Quarantined
 
+Segment = tuple[int, list[int]]
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What models made of an image; bytes, for arrays would keep the shared memory that they came in from being freed."""
+
+    codes: bytes
+    """int32."""
+    keep_mask: bytes
+    """See `IdDocument`."""
+    latents: bytes | None = None
+    """float16, where the set has latents."""
+
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """Pairs of one tar with the codes and packed keep mask of each image."""
+    """Pairs of one tar with what became of their images."""
 
     tar: str
     """Its name."""
     pairs: list[CaptionedImage]
-    codes: list[bytes]
-    """Of each image, int32."""
-    keep_masks: list[bytes]
+    images: list[EncodedImage]
 
-    def documents(self) -> Iterator[IdDocument]:
-        """One per caption, in order; those of an image share its codes."""
-        for pair, codes, keep_mask in zip(self.pairs, self.codes, self.keep_masks, strict=True):
-            for index, (caption, ids) in enumerate(zip(pair.captions, pair.text_ids, strict=True)):
+    def documents(self, latent_shape: Sequence[int] | None = None) -> Iterator[IdDocument]:
+        """One per caption, in order, all with the image's codes; where captions were not encoded, one of the image alone."""
+        for pair, image in zip(self.pairs, self.images, strict=True):
+            codes = (IMAGE, _ids(image.codes))
+            latents = None
+            if latent_shape is not None and image.latents is not None:
+                latents = np.frombuffer(image.latents, np.float16).reshape(latent_shape)
+            for index, segments in enumerate(_segments(codes, pair)):
                 yield IdDocument(
                     key=pair.key,
                     caption_index=index,
-                    segments=((IMAGE, _ids(codes)), (TEXT, _ids(ids))),
-                    keep_mask=keep_mask,
-                    caption=caption,
+                    segments=segments,
+                    keep_mask=image.keep_mask,
+                    caption=pair.captions[index],
                     source=(self.tar, pair.location.offset, pair.location.size),
                     scores=pair.scores,
+                    latents=latents,
                 )
 
 
@@ -69,13 +86,20 @@ class ShardWriter:
         missing = [number for number in range(parts) if number not in found]
         if missing:
             return missing
-        documents = [document for number in range(parts) for document in found[number].documents()]
+        shape = self.encoding.latents.shape if self.encoding.latents else None
+        documents = [document for number in range(parts) for document in found[number].documents(shape)]
         batch = to_batch(documents, self.encoding)
         return commit_batch(folder, name, batch, encoding=self.encoding, inputs=inputs, outcomes=outcomes, quarantined=quarantined)
 
     def forget(self, shard: str) -> None:
         """Lets go of the parts of a shard."""
         self._parts.pop(shard, None)
+
+
+def _segments(codes: Segment, pair: CaptionedImage) -> list[tuple[Segment, ...]]:
+    if pair.text_ids is None:
+        return [(codes,)]
+    return [(codes, (TEXT, _ids(ids))) for ids in pair.text_ids]
 
 
 def _ids(data: bytes) -> list[int]:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lavit_dist.data.image import normalise
+from lavit_dist.data.pair_documents import EncodedImage
 from lavit_dist.models.selector import keyed_gumbel_noise
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 
@@ -26,15 +28,19 @@ class ImageEncoder:
         self.device = next(visual.parameters()).device
 
     @torch.inference_mode()
-    def encode(self, keys: Sequence[str], pixels: NDArray[np.uint8]) -> tuple[list[bytes], list[bytes]]:
-        """Codes, int32, and packed keep mask of each picture of `pixels` [picture, 3, H, W]; see `IdDocument` for the masks."""
+    def encode(self, keys: Sequence[str], pixels: NDArray[np.uint8]) -> list[EncodedImage]:
+        """What each picture of `pixels` [picture, 3, height, width] becomes."""
+        return self.encode_values(keys, normalise(torch.tensor(pixels, device=self.device)))
+
+    def encode_values(self, keys: Sequence[str], pixel_values: Tensor) -> list[EncodedImage]:
+        """`encode` of preprocessed pixels [picture, 3, H, W] of the tower's size."""
         noise = None
         if self.seed is not None:
             num_patches = self.visual.config.encoder.num_patches
             noise = keyed_gumbel_noise(keys, num_patches, self.seed).to(self.device)
-        squashed = torch.tensor(pixels, device=self.device)
-        codes, keep_mask = self.visual.tokenize(normalise(squashed), noise)
+        codes, keep_mask = self.visual.tokenize(pixel_values, noise)
         lengths = keep_mask.sum(-1).tolist()
         flat = torch.cat(codes).to(torch.int32).cpu().numpy()  # one copy from the device for all
         of_images = np.split(flat, np.cumsum(lengths)[:-1])
-        return [ids.tobytes() for ids in of_images], [mask.tobytes() for mask in np.packbits(keep_mask.cpu().numpy(), axis=1)]
+        masks = np.packbits(keep_mask.cpu().numpy(), axis=1)
+        return [EncodedImage(ids.tobytes(), mask.tobytes()) for ids, mask in zip(of_images, masks, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,17 +12,13 @@ from torch import Tensor, nn
 
 from lavit_dist.config.decoder import TrainDecoderConfig
 from lavit_dist.data.hashing import stable_hash
-from lavit_dist.data.image import denormalise, resized
-from lavit_dist.data.pair_batches import PairBatches
 from lavit_dist.engine.averaged_weights import AveragedWeights
 from lavit_dist.engine.data_parallel import DataParallelEngine
-from lavit_dist.engine.feature_cache import FeatureCache
-from lavit_dist.models.pixel_decoder import Latents, PixelDecoder
-from lavit_dist.models.selector import keyed_gumbel_noise
-from lavit_dist.models.visual_tokenizer import VisualTokenizer
+from lavit_dist.engine.decoder_examples import Examples
+from lavit_dist.models.pixel_decoder import PixelDecoder
 from lavit_dist.parallel.distributed import device, mean_over_ranks, rank, world_size
 
-AVERAGES = "averaged_weights"
+AVERAGES, DATA = "averaged_weights", "data"
 
 
 class Draws(NamedTuple):
@@ -43,18 +39,13 @@ class DecoderTraining:
         self,
         config: TrainDecoderConfig,
         decoder: PixelDecoder,
-        latents: Latents,
         scheduler: DDIMScheduler,
-        tokenizer: VisualTokenizer,
-        batches: PairBatches,
+        examples: Examples,
     ) -> None:
         self.config = config
-        self.batches = batches
-        self.latents = latents
+        self.examples = examples
         self.scheduler = scheduler
-        self.tokenizer = tokenizer.to(device())
         self.decoder = decoder.to(device())
-        self.features = FeatureCache(self._reconstruct, memory_bytes=config.feature_cache_bytes)
         self.averages = AveragedWeights(self.decoder, config.ema_decay)
         self.snr = signal_to_noise(scheduler).to(device())
         self.engine = DataParallelEngine(
@@ -67,11 +58,7 @@ class DecoderTraining:
         )
 
     def train_step(self, step: int) -> Mapping[str, float]:
-        batch = self.batches.batch(step)
-        pixel_values = batch.pixel_values.to(device())
-        features = self.features([str(index) for index in batch.indices], pixel_values)
-        painted = resized(pixel_values, self.config.image_size)
-        clean = self.latents.encode((2 * denormalise(painted) - 1).clamp(-1, 1))
+        clean, features = self.examples.batch(step)
         draws = draw(step, clean.shape, self.config)
         timesteps, noise, dropped = (part.to(device()) for part in draws)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
@@ -90,23 +77,12 @@ class DecoderTraining:
         return self.averages.product
 
     def save(self, folder: Path) -> None:
-        self.engine.save(folder, {AVERAGES: self.averages.state_dict()})
+        self.engine.save(folder, {AVERAGES: self.averages.state_dict(), DATA: self.examples.state()})
 
     def load(self, folder: Path) -> None:
-        self.averages.load_state_dict(self.engine.load(folder)[AVERAGES])
-
-    def _reconstruct(self, indices: Sequence[str], pixel_values: Tensor) -> Tensor:
-        """Features [batch, patch, width] that the tokenizer makes of its own codes; each image's selection noise follows its key.
-
-        The cache knows images by their index in the data set: keys may come again in another tar.
-        """
-        encoder = self.tokenizer.config.encoder
-        seen = resized(pixel_values, encoder.image_size)
-        noise = None
-        if self.config.selection == "gumbel":
-            keys = [self.batches.dataset.samples[int(index)].key for index in indices]
-            noise = keyed_gumbel_noise(keys, encoder.num_patches, self.config.seed).to(seen.device)
-        return self.tokenizer.reconstruct(self.tokenizer.tokenize(seen, noise).codes)
+        state = self.engine.load(folder)
+        self.examples.check_state(state[DATA])
+        self.averages.load_state_dict(state[AVERAGES])
 
     def _weights(self, timesteps: Tensor) -> Tensor:
         """Weight [batch] of each squared error: error of the noise = SNR x error of the image, whichever is predicted."""

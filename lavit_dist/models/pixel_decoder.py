@@ -67,6 +67,7 @@ class VaeLatents:
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae.eval().requires_grad_(False)
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.channels = int(vae.config["latent_channels"])
         self.scale = float(vae.config["scaling_factor"])
 
     @torch.no_grad()

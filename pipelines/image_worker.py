@@ -1,4 +1,4 @@
-"""What a Ray actor of pretokenization runs: a frozen visual tokenizer, beside helpers that decode pictures and write shards.
+"""What a Ray actor runs that makes shards of images: frozen models, beside helpers that decode pictures and write shards.
 
     helpers: open, decode ──batches of pixels──▶ actor: encode ──codes──▶ helper: write
 
@@ -10,27 +10,28 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lavit_dist.checkpoint.official import load_visual_tokenizer
-from lavit_dist.config.pretokenize import PretokenizeConfig
+from lavit_dist.config.image_job import ImageJobConfig
 from lavit_dist.data.id_shard import Encoding, Outcomes, ShardRecord
 from lavit_dist.data.own_folder import OwnFolder
 from lavit_dist.data.pair_decoder import STAGE, DecodedPairs, PairDecoder
-from lavit_dist.data.pair_documents import EncodedPairs, ShardWriter
+from lavit_dist.data.pair_documents import EncodedImage, EncodedPairs, ShardWriter
 from lavit_dist.data.pair_encoder import ImageEncoder
 from lavit_dist.data.pair_reader import OpenedTar, PairReader
 from lavit_dist.data.quarantine import Quarantined, SampleError, count_reasons
 from lavit_dist.data.shard_list import Shard
 from lavit_dist.data.tar_reader import RawSample
 from lavit_dist.models.inference import freeze_for_inference
+from lavit_dist.models.visual_tokenizer import VisualTokenizer
 from lavit_dist.parallel.ray_helpers import Helpers
 from pipelines.shard_jobs import ShardJob
 
@@ -50,36 +51,57 @@ class Progress:
     """Samples refused, per reason."""
 
 
-class PretokenizeWorker:
-    """Makes id shards."""
+class ImageWorker:
+    """Makes id shards. Subclasses say of what: `decoder` and `models`."""
 
-    def __init__(self, config: PretokenizeConfig, encoding: Encoding, decoders: int, cpus_per_decoder: float) -> None:
-        """`decoders` processes decode pictures for it, each counted as `cpus_per_decoder` CPUs."""
+    def __init__(self, config: Any, encoding: Encoding, decoders: int, cpus_per_decoder: float) -> None:
+        """`config` is an `ImageJobConfig`. `decoders` processes decode pictures for it, each counted as `cpus_per_decoder` CPUs."""
         self.config, self.encoding, self.decoders, self.cpus_per_decoder = config, encoding, decoders, cpus_per_decoder
 
+    def decoder(self) -> PairDecoder:
+        """What the helpers do with samples; it knows the size that pictures are squashed to. It is sent to them."""
+        raise NotImplementedError
+
+    def models(self) -> ImageEncoder:
+        """What turns pictures of that size into codes, on this actor's device."""
+        raise NotImplementedError
+
     def start(self) -> None:
-        """Starts the helpers and loads the tokenizer."""
-        config = self.config
+        """Starts the helpers and loads the models."""
+        config: ImageJobConfig = self.config
         torch.set_num_threads(config.ray.cpus_per_actor)
         self._folder = OwnFolder(config.cache_folder, "cache_folder")
-        visual = load_visual_tokenizer(config.tokenizer)
-        self._image_size = visual.config.encoder.image_size
-        decoder = PairDecoder(config.text_tokenizer, self._image_size, config.max_pixels, config.filter)
+        decoder = self.decoder()
+        self._image_size = decoder.image_size
         reader = (decoder, str(self._folder.path), config.fetch_attempts)
         self.readers = Helpers(PairReader, reader, self.decoders, self.cpus_per_decoder)
         self.writer = Helpers(ShardWriter, (self.encoding,), 1, 0)
-        device = "cuda" if config.ray.gpus_per_actor else "cpu"
-        self.encoder = ImageEncoder(
-            freeze_for_inference(
-                visual.to(device),
-                dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
-                compile_blocks=config.compile,
-            ),
-            seed=config.seed if config.selection == "gumbel" else None,
-        )
-        self._device = threading.Lock()
+        self.encoder = self.models()
+        self._device_thread = ThreadPoolExecutor(
+            1
+        )  # one for all shards: each thread that computes has a pool of threads, which spin
         self._progress = Progress()
         self._numbers = itertools.count()
+
+    def tokenizer(self) -> VisualTokenizer:
+        """The visual tokenizer, frozen, on this actor's device."""
+        config: ImageJobConfig = self.config
+        return freeze_for_inference(
+            load_visual_tokenizer(config.tokenizer).to(self.device),
+            dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+            compile_blocks=config.compile,
+        )
+
+    @property
+    def device(self) -> str:
+        """Where models compute."""
+        return "cuda" if self.config.ray.gpus_per_actor else "cpu"
+
+    @property
+    def selection_seed(self) -> int | None:
+        """`ImageEncoder`'s seed."""
+        seed: int = self.config.seed
+        return seed if self.config.selection == "gumbel" else None
 
     def progress(self) -> Progress:
         """What it has done so far."""
@@ -94,20 +116,20 @@ class PretokenizeWorker:
         shard = GatheredShard(self.writer, f"{job.name} {next(self._numbers)}")
         try:
             for tar, decoded in self._decoded(job, shard):
-                shard.add(tar, decoded, *self._encode(decoded))
+                shard.add(tar, decoded, self._encode(decoded))
             self._progress.quarantined.update(shard.refused_reasons())
             return shard.commit(job)
         finally:
             shard.close()
 
-    def _encode(self, decoded: DecodedPairs) -> tuple[list[bytes], list[bytes]]:
-        if not decoded.pairs:
-            return [], []
-        with self._device:
-            start = time.perf_counter()
-            encoded = self.encoder.encode([pair.key for pair in decoded.pairs], decoded.pixels)
-            self._progress.device_seconds += time.perf_counter() - start
-            self._progress.images += len(decoded.pairs)
+    def _encode(self, decoded: DecodedPairs) -> list[EncodedImage]:
+        return self._device_thread.submit(self._compute, decoded).result() if decoded.pairs else []
+
+    def _compute(self, decoded: DecodedPairs) -> list[EncodedImage]:
+        start = time.perf_counter()
+        encoded = self.encoder.encode([pair.key for pair in decoded.pairs], decoded.pixels)
+        self._progress.device_seconds += time.perf_counter() - start
+        self._progress.images += len(decoded.pairs)
         return encoded
 
     def _decoded(self, job: ShardJob, shard: GatheredShard) -> Iterator[tuple[OpenedTar, DecodedPairs]]:
@@ -168,11 +190,11 @@ class GatheredShard:
         self._tars.append(tar)
         self._quarantined += [dataclasses.replace(record, shard=tar.input.name) for record in tar.refused]
 
-    def add(self, tar: OpenedTar, decoded: DecodedPairs, codes: list[bytes], keep_masks: list[bytes]) -> None:
+    def add(self, tar: OpenedTar, decoded: DecodedPairs, images: list[EncodedImage]) -> None:
         """Takes the next batch; the tars before its own have been read."""
         self._quarantined += [dataclasses.replace(record, shard=tar.input.name) for record in decoded.quarantined]
         self._filtered.update(decoded.filtered)
-        self._parts.append(EncodedPairs(tar.input.name, decoded.pairs, codes, keep_masks))
+        self._parts.append(EncodedPairs(tar.input.name, decoded.pairs, images))
         self._send(len(self._parts) - 1)
         for earlier in self._tars[: self._tars.index(tar)]:
             _remove(earlier)
