@@ -30,6 +30,7 @@ setup(
         "numba>=0.66,<0.70",
         "numpy>=2.2,<3",
         "pillow>=12,<14",
+        "ImageHash>=4.3.2,<5",
         "omegaconf>=2.4,<3",
         "pydantic>=2.12,<3",
         "PyYAML>=6,<7",

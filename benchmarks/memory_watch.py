@@ -27,7 +27,7 @@ class MemoryWatch(threading.Thread):
     def _look(self, process: psutil.Process, name: str | None) -> None:
         try:
             title = " ".join(process.cmdline())
-            name = name or (title.split("::")[1].split(".")[0] if title.startswith("ray::") else None)
+            name = name or (title.split("::")[1].split(".")[0].strip(" \0") if title.startswith("ray::") else None)
             if name is not None and "IDLE" not in name:
                 memory = process.memory_info()
                 self.peaks[name] = max(self.peaks[name], (memory.rss - memory.shared) / 2**20)

@@ -22,7 +22,7 @@ from pipelines.image_worker import ImageWorker
 def run(config: CacheLatentsConfig) -> None:
     """Makes the shards that are missing or no longer match their inputs and models, then the manifests."""
     setup_logging()
-    run_image_jobs(config, LatentWorker, describe_encoding(config), models=("tokenizer", "vae"))
+    run_image_jobs(config, LatentWorker, lambda: describe_encoding(config), models=("tokenizer", "vae"))
 
 
 def describe_encoding(config: CacheLatentsConfig) -> Encoding:

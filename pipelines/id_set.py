@@ -1,4 +1,4 @@
-"""Finished id sets: proof that one is whole, what is in it, other sizes of shards, several sets in one.
+"""Finished id sets: proof that one is whole, what is in it, other sizes of shards, several sets in one, no image twice.
 
 OUTPUT/stats.json                     what is in a set
 OUTPUT/lengths-text.png, …            how long texts, images and documents are, and how often each code is used
@@ -7,6 +7,7 @@ OUTPUT/lengths-text.png, …            how long texts, images and documents are
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lavit_dist.config.id_cache import IdCacheConfig
+from lavit_dist.data.deduplicate import deduplicate as deduplicate_set
 from lavit_dist.data.id_set_check import check_sound, find_flaws
 from lavit_dist.data.manifest import Manifest, load_manifest
 from lavit_dist.data.merge_id_sets import merge as merge_sets
@@ -27,6 +29,7 @@ from lavit_dist.files import replacing, write_atomically
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.report.charts import histogram_figure, zipf_figure
 
+logger = logging.getLogger(__name__)
 STATS = "stats.json"
 DOTS_PER_INCH = 160
 
@@ -75,6 +78,16 @@ def merge(folders: Sequence[str], output: str) -> None:
     """Writes the sets in `folders`, one after the other, to `output`."""
     setup_logging()
     _report(merge_sets([_open(folder) for folder in folders], Path(output)))
+
+
+def deduplicate(folder: str, output: str, *, max_distance: int, against: Sequence[str]) -> None:
+    """Writes the set in `folder` to `output` without copies, also of images of the sets in `against`."""
+    setup_logging()
+    source = _open(folder)
+    kept = deduplicate_set(source, Path(output), max_distance=max_distance, against=[_open(other) for other in against])
+    before, after = (sum(shard.images for shard in manifest.shards) for manifest in (source, kept))
+    logger.info("%d of %d images are copies", before - after, before)
+    _report(kept)
 
 
 def _figures(gathered: IdSetStats) -> dict[str, Figure]:

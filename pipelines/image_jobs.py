@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,18 @@ from pipelines.shard_jobs import (
 logger = logging.getLogger(__name__)
 
 
-def run_image_jobs(config: ImageJobConfig, worker: type[ImageWorker], encoding: Encoding, models: Sequence[str]) -> None:
+def run_image_jobs(
+    config: ImageJobConfig, worker: type[ImageWorker], describe_encoding: Callable[[], Encoding], models: Sequence[str]
+) -> None:
     """Makes the shards that are missing or no longer match their inputs and models, then the manifests.
 
-    `models` are the settings that name folders of models, which actors may see from another place than this process.
+    `describe_encoding` reads large files, so what is quickly found wrong is told before. `models` are the settings that name folders of models, which actors may see from another place than this process.
     """
     folder = RunFolder(config.run_dir)
     folder.check_config(config)
     splits = list_splits(config.pairs, config.storage_options)
     jobs = plan_jobs(_folders(config, splits), splits, config.inputs_per_shard)
+    encoding = describe_encoding()
     folder.open(config)
     remove_temporary_files(jobs)
     done = find_finished(jobs, encoding, verify_inputs=config.verify_inputs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,8 @@ from pipelines.shard_jobs import ShardJob
 
 JOBS_AT_A_TIME = 2
 BATCHES_AHEAD = 2
+KERNELS_KEPT = "64"
+"""Of those that oneDNN makes for each number of tokens in a batch on a CPU; its own 1,024 grow to most of a GB."""
 
 
 @dataclasses.dataclass
@@ -70,6 +73,7 @@ class ImageWorker:
         """Starts the helpers and loads the models."""
         config: ImageJobConfig = self.config
         torch.set_num_threads(config.ray.cpus_per_actor)
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)
         self._folder = OwnFolder(config.cache_folder, "cache_folder")
         decoder = self.decoder()
         self._image_size = decoder.image_size

@@ -16,7 +16,7 @@ from pipelines.image_worker import ImageWorker
 def run(config: PretokenizeConfig) -> None:
     """Makes the shards that are missing or no longer match their inputs and tokenizers, then the manifests."""
     setup_logging()
-    run_image_jobs(config, PretokenizeWorker, describe_encoding(config), models=("tokenizer", "text_tokenizer"))
+    run_image_jobs(config, PretokenizeWorker, lambda: describe_encoding(config), models=("tokenizer", "text_tokenizer"))
 
 
 def describe_encoding(config: PretokenizeConfig) -> Encoding:

@@ -47,6 +47,8 @@ class IdDocument:
     """The image's bytes: tar name, offset, size. Of a document of text alone: file name, row (from 1), bytes of the row."""
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Numbers that came with the pair, such as a similarity."""
+    image_hash: int | None = None
+    """`perceptual_hash` of the image, by which copies of it are found; None in a document of text alone."""
     latents: NDArray[np.float16] | None = None
     """What the pixel decoder learns to paint, [channel, height, width], in a set that has latents."""
 

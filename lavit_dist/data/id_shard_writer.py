@@ -124,6 +124,7 @@ def _schema(encoding: Encoding) -> Any:
             "source_offset": pa.int64(),
             "source_size": pa.int64(),
             "scores": pa.string(),
+            "image_hash": pa.uint64(),
         }
     )
 
@@ -161,6 +162,7 @@ def _row(document: IdDocument) -> dict[str, Any]:
         "source_offset": offset,
         "source_size": size,
         "scores": json.dumps(document.scores, sort_keys=True),
+        "image_hash": document.image_hash,
     }
 
 

@@ -17,7 +17,7 @@ from lavit_dist.data.id_shard import Encoding, ShardRecord
 from lavit_dist.errors import UserError
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from lavit_dist.config.filter import FilterRule
 from lavit_dist.data.filtering import SIZE_COLUMNS, image_columns, refusing_rule
-from lavit_dist.data.pairs import PairSample, read_pair
-from lavit_dist.data.picture import decode_image, open_picture, squash
+from lavit_dist.data.pairs import read_pair
+from lavit_dist.data.picture import decode_image, open_picture, perceptual_hash, squash
 from lavit_dist.data.quarantine import Quarantined, SampleError
 from lavit_dist.data.tar_reader import FileLocation, RawSample, read_from
 from lavit_dist.data.text_tokenizer import TextTokenizer
@@ -32,6 +32,8 @@ class CaptionedImage:
     location: FileLocation
     scores: dict[str, float]
     """Numbers of the pair's .json."""
+    image_hash: int
+    """`perceptual_hash`."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,10 @@ class PairDecoder:
             rule = refusing_rule(self.size_rules, image_columns(*open_picture(data, self.max_pixels).size))
             if rule is not None:
                 return rule
-        return self._captioned(pair), squash(decode_image(data, self.max_pixels), self.image_size)
-
-    def _captioned(self, pair: PairSample) -> CaptionedImage:
-        return CaptionedImage(pair.key, pair.captions, self._encode(pair.captions), pair.image_location, _scores(pair.metadata))
+        picture = decode_image(data, self.max_pixels)
+        text_ids, scores = self._encode(pair.captions), _scores(pair.metadata)
+        captioned = CaptionedImage(pair.key, pair.captions, text_ids, pair.image_location, scores, perceptual_hash(picture))
+        return captioned, squash(picture, self.image_size)
 
     def _encode(self, captions: Sequence[str]) -> tuple[bytes, ...] | None:
         if self.text_tokenizer is None:

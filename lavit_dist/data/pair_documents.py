@@ -53,6 +53,7 @@ class EncodedPairs:
                     caption=pair.captions[index],
                     source=(self.tar, pair.location.offset, pair.location.size),
                     scores=pair.scores,
+                    image_hash=pair.image_hash,
                     latents=latents,
                 )
 

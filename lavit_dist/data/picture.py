@@ -6,6 +6,7 @@ import io
 from contextlib import suppress
 
 import numpy as np
+from imagehash import phash
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -74,6 +75,14 @@ def squash(image: Image.Image, size: int) -> NDArray[np.uint8]:
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.array(np.asarray(image).transpose(2, 0, 1), order="C")
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """64 bits that copies of a picture in another size, format or quality share, or all but few of them: `imagehash.phash`.
+
+    They tell which of the lowest 8 x 8 frequencies of the greyscale picture, shrunk to 32 x 32 pixels, lie above their median.
+    """
+    return int.from_bytes(np.packbits(phash(image).hash).tobytes(), "big")
 
 
 def fit_within(image: Image.Image, max_side: int) -> Image.Image:

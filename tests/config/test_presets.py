@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lavit_dist.config.base import load_config
+from lavit_dist.config.cache_latents import CacheLatentsConfig
 from lavit_dist.config.decoder import TrainDecoderConfig
 from lavit_dist.config.evaluate import EvaluateConfig
 from lavit_dist.config.generate import GenerateConfig
@@ -26,6 +27,7 @@ from lavit_dist.parallel.topology import Layout
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CLASSES = {
+    "cache_latents": CacheLatentsConfig,
     "ci": QuickstartConfig,
     "decoder": TrainDecoderConfig,
     "evaluate": EvaluateConfig,

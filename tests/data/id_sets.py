@@ -86,10 +86,19 @@ def write_texts(folder: Path, number: int) -> Manifest:
     return write_manifest(folder, [write_id_shard(path, documents, encoding=ENCODING, inputs=())])
 
 
+def close_hash(random: Any) -> int:
+    """A hash that differs in at most three bits from one of five: many are copies of others."""
+    centre = int(np.random.default_rng(int(random.integers(5))).integers(1 << 63))
+    for bit in random.integers(64, size=random.integers(4)).tolist():
+        centre ^= 1 << bit
+    return centre
+
+
 def _documents(tar_name: str, tar: Tar, random: Any) -> list[IdDocument]:
     documents = []
     for place, captions in enumerate(tar.captions):
         codes = random.integers(70, size=random.integers(1, 12)).tolist()
+        image_hash = close_hash(random)
         for caption in range(captions):
             text = random.integers(50, size=random.integers(0, 9)).tolist()
             documents.append(
@@ -101,6 +110,7 @@ def _documents(tar_name: str, tar: Tar, random: Any) -> list[IdDocument]:
                     caption="Käfig " * len(text),
                     source=(tar_name, 512 * (place + 1), 99),
                     scores={"similarity": 0.5} if place % 2 else {},
+                    image_hash=image_hash,
                 )
             )
     return documents

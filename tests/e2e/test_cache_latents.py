@@ -71,7 +71,9 @@ def settings(latents: Path, decoder_config: Path, tmp_path: Path) -> tuple[str, 
 
 def test_the_examples_are_those_that_pairs_give(latents, settings, decoder_config, tiny_world):
     from_pairs = load_config(
-        TrainDecoderConfig, decoder_config, (*settings, "latents=null", f"pairs={tiny_world / 'pairs/train'}", "global_batch_size=60")
+        TrainDecoderConfig,
+        decoder_config,
+        (*settings, "latents=null", f"pairs={tiny_world / 'pairs/train'}", "global_batch_size=60"),
     )
     from_latents = load_config(TrainDecoderConfig, decoder_config, (*settings, "global_batch_size=60"))
     tokenizer = load_visual_tokenizer(from_pairs.tokenizer).requires_grad_(False).eval()

@@ -34,6 +34,10 @@ def test_a_set_is_verified_counted_cut_and_merged(tmp_path, capsys):
     call("merge", tmp_path / "large", second, "--output", tmp_path / "both")
     assert [shard.documents for shard in load_manifest(tmp_path / "both").shards] == [80, 5]
     call("verify", tmp_path / "both")
+    call("deduplicate", tmp_path / "both", "--output", tmp_path / "unique", "--against", second)
+    kept, before = (sum(shard.images for shard in load_manifest(tmp_path / name).shards) for name in ("unique", "both"))
+    assert 0 < kept < before - 5
+    call("verify", tmp_path / "unique")
     capsys.readouterr()
     call("stats", tmp_path / "both", "attempts=1", "--output", tmp_path / "stats")
     printed = " ".join(capsys.readouterr().out.split())
