@@ -9,6 +9,7 @@ import pytest
 from tests.distributed.kept_on_ranks import MODEL, SEQ_LEN
 
 RANKS = 2
+pytestmark = pytest.mark.xdist_group("kept activations")  # one run for all
 
 
 @pytest.fixture(scope="module")
