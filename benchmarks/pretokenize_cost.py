@@ -39,7 +39,7 @@ def cpu_seconds(folder: Path) -> float:
     """Processor time of everything that a decoder does for one pair."""
     write_tars(folder / "pairs", 1, PAIRS, 256)
     write_tokenizers(folder, width=32, layers=1, image_size=28, patch_size=14)
-    reader = PairReader(PairDecoder(str(folder / "text"), 224, MAX_PIXELS, {}), str(folder), 1)
+    reader = PairReader(PairDecoder(str(folder / "text"), 224, MAX_PIXELS, {}), 1)
     tar = folder / "pairs/00000.tar"
     reader.decode((opened := reader.open(Shard(tar.name, str(tar), None), 0)).place, opened.samples[:8])
     start = time.process_time()

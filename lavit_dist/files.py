@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from lavit_dist.errors import UserError
 
 TEMPORARY = ".tmp"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256(path: Path) -> str:
@@ -55,9 +57,18 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if is_disk_full(error) and error.filename is None:  # a write doesn't tell where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether there was no room for what should be written."""
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from lavit_dist.config.ray import DecodingRayConfig
 from lavit_dist.data.id_folder import IdFolder
 from lavit_dist.data.id_shard import Encoding, ShardRecord
 from lavit_dist.data.image import IMAGE_MEAN, IMAGE_STD
+from lavit_dist.data.shard_list import MISSING, Shard
 from lavit_dist.data.splits import list_splits
-from lavit_dist.engine.run_folder import RunFolder
+from lavit_dist.engine.run_folder import RunFolder, hold
+from lavit_dist.errors import check
 from lavit_dist.observe.job_progress import JobProgress
-from lavit_dist.parallel.ray_cluster import nodes_of_cluster, ray_cluster
+from lavit_dist.parallel.ray_cluster import MEBIBYTE, nodes_of_cluster, ray_cluster, room_for
 from lavit_dist.parallel.ray_jobs import Share, run_jobs
 from pipelines.image_worker import JOBS_AT_A_TIME, ImageWorker, Progress
 from pipelines.shard_jobs import (
@@ -50,9 +53,16 @@ def run_image_jobs(
     folder = RunFolder(config.run_dir)
     folder.check_config(config)
     splits = list_splits(config.pairs, config.storage_options)
+    _check_there([shard for shards in splits.values() for shard in shards])
     jobs = plan_jobs(_folders(config, splits), splits, config.inputs_per_shard)
     encoding = describe_encoding()
     folder.open(config)
+    absolute: Any = {name: str(Path(getattr(config, name)).absolute()) for name in models}
+    with _output_held(config):
+        _make(dataclasses.replace(config, **absolute), worker, encoding, jobs)
+
+
+def _make(config: ImageJobConfig, worker: type[ImageWorker], encoding: Encoding, jobs: Sequence[ShardJob]) -> None:
     remove_temporary_files(jobs)
     done = find_finished(jobs, encoding, verify_inputs=config.verify_inputs)
     to_do = {job.name: job for job in jobs if job.name not in done}
@@ -60,14 +70,37 @@ def run_image_jobs(
     failed: dict[str, str] = {}
     if to_do:
         withdraw_manifests(to_do.values())
-        progress = JobProgress(folder.root, shards=len(jobs), done=len(done), seconds_between=config.report_seconds)
-        absolute: Any = {name: str(Path(getattr(config, name)).absolute()) for name in models}
+        progress = JobProgress(Path(config.run_dir), shards=len(jobs), done=len(done), seconds_between=config.report_seconds)
         try:
-            _run_on_ray(dataclasses.replace(config, **absolute), worker, encoding, to_do, progress, done, failed)
+            _run_on_ray(config, worker, encoding, to_do, progress, done, failed)
         finally:
             remove_temporary_files(jobs)
-    write_manifests(jobs, done)
-    report_failures(failed)
+    try:
+        write_manifests(jobs, done)
+    finally:
+        report_failures(failed)
+
+
+@contextmanager
+def _output_held(config: ImageJobConfig) -> Iterator[None]:
+    """Keeps other runs out of a local output that is not the run's own folder. Stores have no locks."""
+    root = Path(config.output or config.run_dir)
+    if "://" in str(config.output) or root.absolute() == Path(config.run_dir).absolute():
+        yield
+        return
+    lock = hold(root, "output")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_there(tars: Sequence[Shard]) -> None:
+    missing = [tar.path for tar in tars if tar.size == MISSING]
+    check(
+        not missing,
+        f"pairs names {len(missing)} tars that do not exist, such as {missing[0] if missing else ''}; check the names, or list those that do.",
+    )
 
 
 def preprocessing_digest(image_size: int) -> str:
@@ -124,6 +157,7 @@ def _run_on_ray(
         decoders, cpus_per_decoder = decoders_of(config.ray)
         share = Share(config.ray.cpus_per_actor + decoders * cpus_per_decoder, config.ray.gpus_per_actor, JOBS_AT_A_TIME)
         arguments = (config, encoding, decoders, cpus_per_decoder)
+        _tell_if_store_is_small(config.ray, share, worker(*arguments).bytes_ahead())
         for outcome in run_jobs(worker, arguments, jobs, config.ray, share, report):
             if outcome.error is None:
                 done[outcome.name] = outcome.result
@@ -131,6 +165,15 @@ def _run_on_ray(
             else:
                 failed[outcome.name] = outcome.error
     tell(last=True)
+
+
+def _tell_if_store_is_small(ray: DecodingRayConfig, share: Share, bytes_per_actor: int) -> None:
+    needed = bytes_per_actor * (ray.num_actors or room_for(share.cpus, share.gpus)) // MEBIBYTE
+    if ray.address is None and needed > ray.object_store_mb:
+        logger.warning(
+            "decoded pictures on their way take up to %d MiB, more than ray.object_store_mb %d, so that some will go through the disk;"
+            " raise it, or lower batch_size", needed, ray.object_store_mb,
+        )  # fmt: skip
 
 
 def decoders_of(config: DecodingRayConfig) -> tuple[int, float]:

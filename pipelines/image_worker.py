@@ -2,8 +2,8 @@
 
     helpers: open, decode ──batches of pixels──▶ actor: encode ──codes──▶ helper: write
 
-At most `BATCHES_AHEAD` batches per decoder are under way, and one tar is opened ahead, however large the input. An actor does two shards
-at a time, so that its device has work while one of them begins or ends.
+At most `BATCHES_AHEAD` batches per decoder and shard are under way, and one tar is opened ahead, however large the input. An actor does two
+shards at a time, so that its device has work while one of them begins or ends.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import shutil
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -22,23 +24,24 @@ import torch
 
 from lavit_dist.checkpoint.official import load_visual_tokenizer
 from lavit_dist.config.image_job import ImageJobConfig
-from lavit_dist.data.id_shard import Encoding, Outcomes, ShardRecord
+from lavit_dist.data.id_shard import Encoding, ShardRecord
 from lavit_dist.data.own_folder import OwnFolder
 from lavit_dist.data.pair_decoder import STAGE, DecodedPairs, PairDecoder
-from lavit_dist.data.pair_documents import EncodedImage, EncodedPairs, ShardWriter
+from lavit_dist.data.pair_documents import EncodedImage, ShardWriter
 from lavit_dist.data.pair_encoder import ImageEncoder
 from lavit_dist.data.pair_reader import OpenedTar, PairReader
-from lavit_dist.data.quarantine import Quarantined, SampleError, count_reasons
+from lavit_dist.data.quarantine import Quarantined, SampleError
 from lavit_dist.data.shard_list import Shard
 from lavit_dist.data.tar_reader import RawSample
 from lavit_dist.models.inference import freeze_for_inference
 from lavit_dist.models.visual_tokenizer import VisualTokenizer
 from lavit_dist.parallel.ray_helpers import Helpers
+from pipelines.gathered_shard import GatheredShard
 from pipelines.shard_jobs import ShardJob
 
 JOBS_AT_A_TIME = 2
 BATCHES_AHEAD = 2
-KERNELS_KEPT = "64"
+KERNELS_KEPT = "16"
 """Of those that oneDNN makes for each number of tokens in a batch on a CPU; its own 1,024 grow to most of a GB."""
 
 
@@ -69,6 +72,11 @@ class ImageWorker:
         """What turns pictures of that size into codes, on this actor's device."""
         raise NotImplementedError
 
+    def bytes_ahead(self) -> int:
+        """What pixels of batches on their way to the model take at most."""
+        batch = self.config.batch_size * 3 * self.decoder().image_size ** 2
+        return JOBS_AT_A_TIME * BATCHES_AHEAD * self.decoders * batch
+
     def start(self) -> None:
         """Starts the helpers and loads the models."""
         config: ImageJobConfig = self.config
@@ -77,8 +85,10 @@ class ImageWorker:
         self._folder = OwnFolder(config.cache_folder, "cache_folder")
         decoder = self.decoder()
         self._image_size = decoder.image_size
-        reader = (decoder, str(self._folder.path), config.fetch_attempts)
-        self.readers = Helpers(PairReader, reader, self.decoders, self.cpus_per_decoder)
+        self._reader = (decoder, config.fetch_attempts)
+        self.readers = Helpers(PairReader, self._reader, self.decoders, self.cpus_per_decoder)
+        self._judging = threading.Lock()
+        self._judge_helper: Helpers | None = None
         self.writer = Helpers(ShardWriter, (self.encoding,), 1, 0)
         self.encoder = self.models()
         self._device_thread = ThreadPoolExecutor(
@@ -117,14 +127,17 @@ class ImageWorker:
 
     def run(self, job: ShardJob) -> ShardRecord:
         """Makes one shard: its quarantine file, the shard, and last its sidecar."""
-        shard = GatheredShard(self.writer, f"{job.name} {next(self._numbers)}")
+        number = next(self._numbers)
+        shard = GatheredShard(self.writer, f"{job.name} {number}")
+        tars = JobTars(self.readers, job.inputs, self._folder.path / str(number))
         try:
-            for tar, decoded in self._decoded(job, shard):
+            for tar, decoded in self._decoded(tars, shard):
                 shard.add(tar, decoded, self._encode(decoded))
             self._progress.quarantined.update(shard.refused_reasons())
             return shard.commit(job)
         finally:
-            shard.close()
+            shard.forget()
+            tars.close()
 
     def _encode(self, decoded: DecodedPairs) -> list[EncodedImage]:
         return self._device_thread.submit(self._compute, decoded).result() if decoded.pairs else []
@@ -136,110 +149,77 @@ class ImageWorker:
         self._progress.images += len(decoded.pairs)
         return encoded
 
-    def _decoded(self, job: ShardJob, shard: GatheredShard) -> Iterator[tuple[OpenedTar, DecodedPairs]]:
+    def _decoded(self, tars: JobTars, shard: GatheredShard) -> Iterator[tuple[OpenedTar, DecodedPairs]]:
         """The batches of all tars of the job in order; the next ones are decoded meanwhile."""
         window: deque[tuple[OpenedTar, Sequence[RawSample], Future[DecodedPairs]]] = deque()
-        for tar, samples in self._batches(job, shard):
-            window.append((tar, samples, self.readers.call("decode", tar.place, samples)))
-            if len(window) >= BATCHES_AHEAD * self.decoders:
-                yield self._result(*window.popleft())
-        while window:
-            yield self._result(*window.popleft())
-
-    def _batches(self, job: ShardJob, shard: GatheredShard) -> Iterator[tuple[OpenedTar, Sequence[RawSample]]]:
-        """Which samples of which tar are decoded together; the next tar is opened meanwhile."""
-        inputs = list(job.inputs)
-        opening = deque([self._open(inputs.pop(0))])
-        while opening:
-            if inputs:
-                opening.append(self._open(inputs.pop(0)))
-            tar: OpenedTar = opening.popleft().result()
+        for tar in tars:
             shard.open(tar)
             for start in range(0, len(tar.samples), self.config.batch_size):
-                yield tar, tar.samples[start : start + self.config.batch_size]
-
-    def _open(self, shard: Shard) -> Future[OpenedTar]:
-        return self.readers.call("open", shard, next(self._numbers))
+                samples = tar.samples[start : start + self.config.batch_size]
+                window.append((tar, samples, self.readers.call("decode", tar.place, samples)))
+                if len(window) >= BATCHES_AHEAD * self.decoders:
+                    tars.remove_before(window[0][0])
+                    yield self._result(*window.popleft())
+        while window:
+            yield self._result(*window.popleft())
 
     def _result(
         self, tar: OpenedTar, samples: Sequence[RawSample], decoding: Future[DecodedPairs]
     ) -> tuple[OpenedTar, DecodedPairs]:
-        """What was decoded; of samples that decoders die of, those that do no harm alone."""
+        """What was decoded; where the decoder died, of each sample by itself, and of those that are its death a record."""
         from ray.exceptions import RayActorError
 
         try:
             return tar, decoding.result()
-        except RayActorError:
-            if len(samples) == 1:
+        except RayActorError:  # what waits for the same decoder dies with it
+            return tar, DecodedPairs.joined([self._judge(tar, sample) for sample in samples])
+
+    def _judge(self, tar: OpenedTar, sample: RawSample) -> DecodedPairs:
+        """A sample decoded by a process that does nothing else meanwhile, so that its death is this sample's doing."""
+        from ray.exceptions import RayActorError
+
+        with self._judging:
+            if self._judge_helper is None:
+                self._judge_helper = Helpers(PairReader, self._reader, 1, 0)
+            try:
+                decoded: DecodedPairs = self._judge_helper.call("decode", tar.place, [sample]).result()
+                return decoded
+            except RayActorError:
                 error = SampleError("kills_decoder", "processes that decode it die")
-                return tar, DecodedPairs.of([], self._image_size, quarantined=[Quarantined.of(samples[0].key, STAGE, error)])
-        alone = [self._result(tar, [sample], self.readers.call("decode", tar.place, [sample]))[1] for sample in samples]
-        return tar, DecodedPairs.joined(alone)
+                return DecodedPairs.of([], self._image_size, quarantined=[Quarantined.of(sample.key, STAGE, error)])
 
 
-class GatheredShard:
-    """What the inputs of one shard have come to so far."""
+class JobTars:
+    """The tars of a job, one after the other; the next one is opened meanwhile. Those of stores are copied to a folder of the job."""
 
-    def __init__(self, writer: Helpers, name: str) -> None:
-        """`name` tells it apart from all others that `writer` gathers."""
-        self._writer, self._name = writer, name
-        self._tars: list[OpenedTar] = []
-        self._parts: list[EncodedPairs] = []
-        self._adding: list[Future[None]] = []
-        self._quarantined: list[Quarantined] = []
-        self._filtered: Counter[str] = Counter()
+    def __init__(self, readers: Helpers, inputs: Sequence[Shard], folder: Path) -> None:
+        """`folder` is made when the first is fetched."""
+        self._readers, self._inputs, self._folder = readers, inputs, folder
+        self._opening: deque[Future[OpenedTar]] = deque()
+        self._read: deque[OpenedTar] = deque()
 
-    def open(self, tar: OpenedTar) -> None:
-        """Takes note of the next tar."""
-        self._tars.append(tar)
-        self._quarantined += [dataclasses.replace(record, shard=tar.input.name) for record in tar.refused]
+    def __iter__(self) -> Iterator[OpenedTar]:
+        for place, shard in enumerate(self._inputs):
+            if not place:
+                self._open(shard)
+            if place + 1 < len(self._inputs):
+                self._open(self._inputs[place + 1])
+            tar: OpenedTar = self._opening.popleft().result()
+            self._read.append(dataclasses.replace(tar, samples=[], refused=[]))
+            yield tar
 
-    def add(self, tar: OpenedTar, decoded: DecodedPairs, images: list[EncodedImage]) -> None:
-        """Takes the next batch; the tars before its own have been read."""
-        self._quarantined += [dataclasses.replace(record, shard=tar.input.name) for record in decoded.quarantined]
-        self._filtered.update(decoded.filtered)
-        self._parts.append(EncodedPairs(tar.input.name, decoded.pairs, images))
-        self._send(len(self._parts) - 1)
-        for earlier in self._tars[: self._tars.index(tar)]:
-            _remove(earlier)
-
-    def refused_reasons(self) -> list[str]:
-        """The reason of each sample that was refused."""
-        return [record.reason for record in self._quarantined]
-
-    def commit(self, job: ShardJob) -> ShardRecord:
-        """Has the shard written."""
-        damage = [tar.damage for tar in self._tars if tar.damage is not None]
-        outcomes = Outcomes(
-            samples=sum(len(tar.samples) + len(tar.refused) for tar in self._tars),
-            quarantined=count_reasons(self._quarantined),
-            filtered=dict(sorted(self._filtered.items())),
-            damaged_inputs=count_reasons(damage),
-        )
-        used = sum(len(part.pairs) for part in self._parts)
-        assert outcomes.used == used, f"{outcomes} of {job.name} don't add up to {used} pairs"
-        inputs = [tar.input for tar in self._tars]
-        while True:
-            for adding in self._adding:
-                adding.result()
-            self._adding.clear()
-            whole = (self._name, len(self._parts), job.folder, job.file, inputs, outcomes, [*damage, *self._quarantined])
-            committed: ShardRecord | list[int] = self._writer.call("commit", *whole).result()
-            if isinstance(committed, ShardRecord):
-                return committed
-            for number in committed:  # the writer was started anew
-                self._send(number)
+    def remove_before(self, tar: OpenedTar) -> None:
+        """Removes the copies of tars that come before `tar`, of which all has been decoded."""
+        while self._read[0].path != tar.path:
+            earlier = self._read.popleft()
+            if earlier.fetched:
+                Path(earlier.path).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Lets the writer forget it, and removes fetched tars."""
-        self._writer.call("forget", self._name)
-        for tar in self._tars:
-            _remove(tar)
+        """Removes all copies, also one that is still on its way."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for opening in self._opening:
+            opening.add_done_callback(lambda _: shutil.rmtree(self._folder, ignore_errors=True))
 
-    def _send(self, number: int) -> None:
-        self._adding.append(self._writer.call("add", self._name, number, self._parts[number]))
-
-
-def _remove(tar: OpenedTar) -> None:
-    if tar.fetched:
-        Path(tar.path).unlink(missing_ok=True)
+    def _open(self, shard: Shard) -> None:
+        self._opening.append(self._readers.call("open", shard, str(self._folder)))

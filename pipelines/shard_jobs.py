@@ -60,8 +60,11 @@ def find_finished(jobs: Sequence[ShardJob], encoding: Encoding, *, verify_inputs
     sizes = {split: folder.sizes([job.file for job in jobs if job.split == split]) for split, folder in _folders(jobs).items()}
 
     def look(job: ShardJob) -> ShardRecord | None:
-        record = find_record(job.folder, job.file) if sizes[job.split][job.file] != MISSING else None
-        return record if record is not None and _is_of(job, record, encoding, verify_inputs=verify_inputs) else None
+        size = sizes[job.split][job.file]
+        record = find_record(job.folder, job.file) if size != MISSING else None
+        if record is None or size not in (None, record.size) or not _is_of(job, record, encoding, verify_inputs=verify_inputs):
+            return None
+        return record
 
     with ThreadPoolExecutor(LOOKING_THREADS) as pool:
         found = zip(jobs, pool.map(look, jobs), strict=True)
@@ -92,7 +95,10 @@ def commit_split(folder: IdFolder, records: Sequence[ShardRecord], *, may_be_emp
     )
     documents = sum(record.documents for record in records)
     if not documents:
-        sentence = f"{folder.name} holds no document ({lost}); its *.quarantine.jsonl files say why."
+        sentence = (
+            f"{folder.name} holds no document ({lost}); its *.quarantine.jsonl files say why samples were refused, and the settings which"
+            " are left out: change what is read, or what is asked of it."
+        )
         check(may_be_empty, sentence)
         logger.warning("%s It gets no manifest.", sentence)
         return
@@ -132,7 +138,9 @@ def _folders(jobs: Iterable[ShardJob]) -> dict[str, IdFolder]:
 def _is_of(job: ShardJob, record: ShardRecord, encoding: Encoding, *, verify_inputs: bool) -> bool:
     if record.encoding != encoding:
         return False
-    if [(file.name, file.size) for file in record.inputs] != [(shard.name, shard.size) for shard in job.inputs]:
+    if [file.name for file in record.inputs] != [shard.name for shard in job.inputs]:
+        return False
+    if any(shard.size not in (None, file.size) for file, shard in zip(record.inputs, job.inputs, strict=True)):
         return False
     local = [shard.path for shard in job.inputs if shard.file_system is None]
     if (

@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,6 +31,7 @@ from lavit_dist.data.id_folder import IdFolder
 from lavit_dist.data.id_shard import Encoding, InputFile, ShardRecord, is_intact, read_record
 from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.data.manifest import MANIFEST
+from lavit_dist.data.own_folder import OwnFolder
 from lavit_dist.data.pair_keys import heldout_place
 from lavit_dist.data.pairs import SPLITS
 from lavit_dist.data.quarantine import count_reasons, write_quarantine
@@ -159,6 +161,7 @@ class TokenizeTextWorker:
 
     def start(self) -> None:
         """Loads the tokenizer."""
+        self._folder = OwnFolder(self.config.cache_folder, "cache_folder")
         os.environ["RAYON_NUM_THREADS"] = str(self.config.ray.cpus_per_actor)  # read once, when the first batch is encoded
         tokenizer = TextTokenizer.load(self.config.text_tokenizer)
         limits = {name: getattr(self.config, name) for name in ("min_characters", "max_characters")}
@@ -171,7 +174,7 @@ class TokenizeTextWorker:
         columns = Columns(self.config.text_column, self.config.key_column)
         num_shards = 0
         with ExitStack() as stack:
-            files = [(file.name, stack.enter_context(at_hand(file))) for file in job.files]
+            files = [(file.name, stack.enter_context(at_hand(file, self._folder.path))) for file in job.files]
             inputs = tuple(InputFile(name, path.stat().st_size, sha256(path)) for name, path in files)
             for number, piece in enumerate(read_pieces(files, columns, self.config.bytes_per_shard)):
                 num_shards = number + 1
@@ -183,7 +186,8 @@ class TokenizeTextWorker:
         return shards
 
     def stop(self) -> None:
-        """Nothing outlives it."""
+        """Removes its folder."""
+        self._folder.close()
 
     def _split(self, piece: Piece) -> dict[str, Piece]:
         """What each split gets of a piece, by keys; a damaged file goes with its name."""
@@ -232,7 +236,7 @@ def _finished(job: TextJob, encoding: Encoding, splits: Sequence[str], *, verify
 
 
 def _digest_of(file: Shard) -> str:
-    with at_hand(file) as path:
+    with TemporaryDirectory() as folder, at_hand(file, Path(folder)) as path:
         return sha256(path)
 
 

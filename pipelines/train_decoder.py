@@ -69,6 +69,9 @@ def open_examples(config: TrainDecoderConfig, latents: Latents, tokenizer: Visua
         pairs = PairBatches(dataset, config.global_batch_size, config.seed, rank(), world_size())
         return lambda: ExamplesFromPairs(config, pairs, latents, tokenizer)
     assert isinstance(latents, VaeLatents)  # the settings see to that
+    for name in ("selection", "max_pixels", "feature_cache_bytes"):
+        if getattr(config, name) != getattr(TrainDecoderConfig, name):
+            logger.warning("%s has no meaning with latents, whose images were read and tokenized before", name)
     manifest = load_manifest(config.latents, config.id_cache.storage_options)
     shards = IdShards(manifest, config.id_cache)
     batches = LatentBatches(shards, config.global_batch_size, config.seed, rank(), world_size())

@@ -1,13 +1,16 @@
 """What tests of several parts share, and the settings of all tests."""
 
+import io
 import os
-from collections.abc import Callable, Sequence
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 from lavit_dist.data.id_shard import IMAGE, TEXT, Encoding, IdDocument
 from lavit_dist.data.id_shard_writer import write_id_shard
@@ -20,6 +23,38 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Properties are tried on a fixed number of cases, without a clock (the machine may be busy).
 settings.register_profile("lavit_dist", deadline=None, max_examples=30)
 settings.load_profile("lavit_dist")
+
+
+Members = Iterable[tuple[str, bytes]]
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> Callable[..., bytes]:
+    """`jpeg(colour, size)`: the bytes of a picture of one colour."""
+
+    def make(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (24, 16), kind: str = "JPEG") -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", size, colour).save(buffer, kind)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def write_tar(tmp_path: Path) -> Callable[[Members, str], Path]:
+    """`write_tar(members, name)`: a tar of the members as they come, doubled names and all."""
+
+    def write(members: Members, name: str = "00000.tar") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for member, data in members:
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

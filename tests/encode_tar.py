@@ -28,8 +28,8 @@ def encode_tar(
 ) -> tuple[list[IdDocument], list[Quarantined], list[str]]:
     """The documents, what was refused, and the rule behind each sample that was left out."""
     decoder = PairDecoder(str(text.folder), visual.config.encoder.image_size, max_pixels, rules or {})
-    reader, encoder = PairReader(decoder, str(tar.parent), 1), ImageEncoder(visual, seed=seed)
-    opened = reader.open(Shard(tar.name, str(tar), tar.stat().st_size), 0)
+    reader, encoder = PairReader(decoder, 1), ImageEncoder(visual, seed=seed)
+    opened = reader.open(Shard(tar.name, str(tar), tar.stat().st_size), str(tar.parent))
     documents, filtered = [], []
     quarantined = [*([opened.damage] if opened.damage else ()), *opened.refused]
     for start in range(0, len(opened.samples), batch_size):

@@ -23,12 +23,13 @@ class FilterRule:
     missing: Literal["drop", "keep"] = "drop"
     """What becomes of a pair without the column, with null in it, or with no number where `min` or `max` asks for one."""
 
-    def validate(self) -> None:
+    def check(self, name: str) -> None:
+        """Raises `UserError` for a rule, called `name`, that asks for nothing or that no pair meets."""
         check(
             any(value is not None for value in (self.min, self.max, self.any_of, self.none_of)),
-            "A rule of filter asks for nothing; give min, max, any_of or none_of.",
+            f"{name} asks for nothing; give min, max, any_of or none_of.",
         )
         check(
             self.min is None or self.max is None or self.min <= self.max,
-            f"A rule of filter has min {self.min} above max {self.max}, which no pair meets; exchange them.",
+            f"{name} has min {self.min} above max {self.max}, which no pair meets; exchange them.",
         )

@@ -30,7 +30,7 @@ class ImageJobConfig:
     selection: Literal["gumbel", "argmax"] = "gumbel"
     """How patches are chosen: a Gumbel sample, as the released code does at inference too, or the more probable choice."""
     inputs_per_shard: int = 16
-    """Tars that make one id shard: 16 tars of 10,000 pairs give about 40 MB."""
+    """Tars that make one id shard: 16 tars of 10,000 pairs give about 70 MB."""
     batch_size: int = 64
     """Images in one forward pass."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -51,7 +51,7 @@ class ImageJobConfig:
     fetch_attempts: int = 5
     """How often a tar of a store is asked for before its shard fails; the waits between double."""
     cache_folder: str | None = None
-    """Folder on each node for tars of stores while they are read: four per actor. None: the system's folder of temporary files."""
+    """Folder on each node for tars of stores while they are read: six or so per actor. None: the system's folder of temporary files."""
     report_seconds: float = 10.0
     """Seconds between two reports of how far the job is."""
     ray: DecodingRayConfig = DecodingRayConfig()
@@ -60,4 +60,6 @@ class ImageJobConfig:
         for name in ("inputs_per_shard", "batch_size", "fetch_attempts"):
             check(getattr(self, name) > 0, f"{name} {getattr(self, name)} must be at least 1.")
         check_max_pixels(self.max_pixels)
+        for column, rule in self.filter.items():
+            rule.check(f"filter.{column}")
         check(self.report_seconds > 0, f"report_seconds {self.report_seconds} must be above 0.")

@@ -8,7 +8,7 @@ from lavit_dist.errors import check
 
 @config
 class RayConfig:
-    """Where a job runs. Nothing here changes what it computes."""
+    """Where a job runs. Nothing here changes what it computes, but for the rounding of a GPU beside that of a CPU."""
 
     address: str | None = None
     """Address of a running cluster, such as 10.0.0.1:6379, or `auto` to find it; None starts Ray on this machine, on the loopback only."""

@@ -43,6 +43,8 @@ class TokenizeTextConfig:
     larger ones give several shards."""
     storage_options: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     """What fsspec's file system is opened with where the corpus is remote, such as `anon`; credentials belong into its own files."""
+    cache_folder: str | None = None
+    """Folder on each node for files of stores while they are read. None: the system's folder of temporary files."""
     verify_inputs: bool = True
     """Whether the files of finished shards are hashed again before the shards are passed over; names and sizes always are compared."""
     ray: RayConfig = RayConfig()

@@ -34,14 +34,13 @@ def list_corpus(sources: str | Sequence[str], storage_options: Mapping[str, Any]
 
 
 @contextmanager
-def at_hand(file: Shard) -> Iterator[Path]:
-    """The file on a local disk: where it lies, or a copy as long as the block lasts. Raises `FetchError` when it can't be had."""
+def at_hand(file: Shard, folder: Path) -> Iterator[Path]:
+    """The file on a local disk: where it lies, or a copy in `folder` as long as the block lasts. Raises `FetchError` when it can't be had."""
     if file.file_system is None:
         yield Path(file.path)
         return
-    with TemporaryDirectory(prefix="lavit-corpus-") as folder:
-        target = Path(folder) / PurePosixPath(file.path).name
-
+    with TemporaryDirectory(dir=folder) as own:
+        target = Path(own) / PurePosixPath(file.path).name
         fetch(file.file_system, file.path, target, attempts=FETCH_ATTEMPTS, first_wait=1.0, flaw=size_flaw(file.size))
         yield target
 

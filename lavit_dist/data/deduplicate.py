@@ -41,11 +41,12 @@ def deduplicate(source: Manifest, output: Path, *, max_distance: int, against: S
     earlier = [_images(shard)[1] for manifest in against for shard in IdShards(manifest)]
     found = [_images(shard) for shard in shards]
     hashes = [*earlier, *(hashes for _, hashes in found)]
-    copies = np.split(find_copies(np.concatenate(hashes), max_distance), np.cumsum([len(each) for each in hashes]))[len(earlier) :]
+    copies = find_copies(np.concatenate(hashes), max_distance, staying=sum(map(len, earlier)))
+    of_shards = np.split(copies, np.cumsum([len(each) for each in hashes]))[len(earlier) :]
     with new_folder(output) as folder:
         records = [
             _write(IdFolder.of(folder, {}), Path(source.folder), record, shard, groups[copy])
-            for record, shard, (groups, _), copy in zip(source.shards, shards, found, copies, strict=False)
+            for record, shard, (groups, _), copy in zip(source.shards, shards, found, of_shards, strict=False)
         ]
         write_manifest(folder, records)
     return load_manifest(output)

@@ -18,24 +18,26 @@ LARGEST_DISTANCE = 4
 """Bits in which two hashes may differ to count as one image; beyond, pictures that merely look alike do too, and tables are many."""
 
 
-def find_copies(hashes: NDArray[np.uint64], max_distance: int) -> NDArray[np.bool_]:
+def find_copies(hashes: NDArray[np.uint64], max_distance: int, staying: int = 0) -> NDArray[np.bool_]:
     """Which images [image] differ in at most `max_distance` bits, 0 to `LARGEST_DISTANCE`, from an earlier one that is no copy itself.
 
+    The first `staying` images count as none, whatever they are like.
     It takes some 130 bytes per image, and time in proportion to images beside that for pairs that agree in 32 bits.
     """
     different, first = np.unique(hashes, return_index=True)
     copies = np.ones(len(hashes), np.bool_)
     copies[first] = False
+    copies[:staying] = False
     if max_distance == 0:
         return copies
     order = np.argsort(first)
     kept = different[order]  # each hash once, as they come
-    near = _near_earlier(kept, max_distance)
+    near = _near_earlier(kept, max_distance, int((first < staying).sum()))
     copies[first[order[near]]] = True
     return copies
 
 
-def _near_earlier(hashes: NDArray[np.uint64], max_distance: int) -> NDArray[np.bool_]:
+def _near_earlier(hashes: NDArray[np.uint64], max_distance: int, staying: int) -> NDArray[np.bool_]:
     """`find_copies` of hashes that are all different."""
     pairs = [np.empty((0, 2), np.int64)]
     edges = np.linspace(0, HASH_BITS, 2 * max_distance + 1).round().astype(int).tolist()
@@ -47,7 +49,7 @@ def _near_earlier(hashes: NDArray[np.uint64], max_distance: int) -> NDArray[np.b
         pairs.append(_close_pairs(hashes, order, np.append(starts, len(order)), max_distance))
     found = np.unique(np.concatenate(pairs), axis=0)  # by the later of two
     near = np.zeros(len(hashes), np.bool_)
-    _mark(found, near)
+    _mark(found, near, staying)
     return near
 
 
@@ -77,9 +79,9 @@ def _close_pairs(
 
 
 @compiled
-def _mark(pairs: NDArray[np.int64], near: NDArray[np.bool_]) -> None:
-    """Marks what is close to an earlier one that isn't marked; the pairs are sorted by the later."""
+def _mark(pairs: NDArray[np.int64], near: NDArray[np.bool_], staying: int) -> None:
+    """Marks what is close to an earlier one that isn't marked, but for the first `staying`; the pairs are sorted by the later."""
     for pair in range(len(pairs)):
         later, earlier = pairs[pair]
-        if not near[earlier]:
+        if later >= staying and not near[earlier]:
             near[later] = True

@@ -9,16 +9,21 @@ from pathlib import Path
 
 import fsspec
 
+from lavit_dist.files import is_disk_full
+
 logger = logging.getLogger(__name__)
 
 
 class FetchError(Exception):
     """A file that can't be had; the message says why, without the file's name."""
 
-    def __init__(self, message: str, *, missing: bool) -> None:
+    def __init__(self, message: str, missing: bool) -> None:
         """`missing` when the store says that it isn't there, or not for us: trying again would not help."""
-        super().__init__(message)
-        self.missing = missing
+        super().__init__(message, missing)  # as it is built anew in another process
+        self.message, self.missing = message, missing
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def fetch(
@@ -32,8 +37,8 @@ def fetch(
 ) -> None:
     """Copies `source` of `system` to the local file `target`, until `flaw(target)` names nothing that is wrong with it.
 
-    It waits `first_wait` seconds before the second attempt, then twice as long, and so on. Raises `FetchError`; what came then lies in
-    `target`.
+    It waits `first_wait` seconds before the second attempt, then twice as long, and so on. Raises `FetchError`, what came then lies in
+    `target`, and `OSError` for a full disk.
     """
     for attempt in range(attempts):
         if attempt:
@@ -45,11 +50,13 @@ def fetch(
                 return
             error: Exception = OSError(found)
         except (FileNotFoundError, PermissionError) as refusal:
-            raise FetchError(f"{type(refusal).__name__}: {refusal}", missing=True) from refusal
+            raise FetchError(f"{type(refusal).__name__}: {refusal}", True) from refusal
         except Exception as failure:  # every store raises exceptions of its own
+            if is_disk_full(failure):
+                raise
             error = failure
         logger.warning("fetching %s failed (%s: %s)", source, type(error).__name__, error)
-    raise FetchError(f"after {attempts} attempts: {type(error).__name__}: {error}", missing=False)
+    raise FetchError(f"after {attempts} attempts: {type(error).__name__}: {error}", False)
 
 
 def size_flaw(expected: int | None) -> Callable[[Path], str | None]:

@@ -40,6 +40,6 @@ def _number(value: Any) -> float | None:
     """LAION's tables hold some of their numbers as text."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return None if math.isnan(number) else number

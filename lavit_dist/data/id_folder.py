@@ -42,7 +42,7 @@ class IdFolder:
             raise UserError(f"The id set {location} needs a package that is not installed: {error}.") from error
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"The id set {location} can't be reached ({error}); check the URL and id_cache.storage_options."
+                f"The id set {location} can't be reached ({error}); check the URL, and what storage_options gives the store."
             ) from error
         return cls(Path(path), path) if isinstance(system, LocalFileSystem) else cls(str(location).rstrip("/"), path, system)
 
@@ -58,7 +58,7 @@ class IdFolder:
         except Exception as error:  # every store raises exceptions of its own
             raise UserError(
                 f"{self.name}/{name} can't be read ({type(error).__name__}: {error}); check the URL, access and"
-                " id_cache.storage_options."
+                " what storage_options gives the store."
             ) from error
 
     def write(self, name: str, content: bytes) -> None:

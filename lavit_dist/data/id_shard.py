@@ -26,7 +26,6 @@ from lavit_dist.files import sha256
 
 TEXT, IMAGE = 0, 1
 """Kinds of segments."""
-LARGEST_UINT16 = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class LatentEncoding:
     """What turned images into the latents that documents carry beside their codes."""
 
     source: str
-    """Digest of the autoencoder's configuration and weights, or of the way pixels are folded."""
+    """Digest of what decides them: the weights of the autoencoder's encoder, and the factor that scales them."""
     shape: tuple[int, int, int]
     """Channels, height and width."""
 
@@ -259,5 +258,5 @@ def _readable(name: Path | str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowInvalid, KeyError) as error:
         raise UserError(
-            f"The id shard {name} can't be read ({error}); remove it and run data_prep/pretokenize.py again."
+            f"The id shard {name} can't be read ({error}); remove it and run what made the set again, which redoes it alone."
         ) from error

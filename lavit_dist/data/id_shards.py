@@ -103,7 +103,7 @@ class IdShards:
     def check_sizes(self) -> None:
         """Raises `UserError` that names the shards which are missing or have another size, by one listing of the folder."""
         missing, wrong = self._listed()
-        remedy = "put them back, or run data_prep/pretokenize.py again, which redoes such shards alone."
+        remedy = f"put them back, or run {self.manifest.program} again, which redoes such shards alone."
         check(
             not missing,
             f"The id set {self.manifest.folder} lacks {len(missing)} of its {len(self)} shards: {_some(list(missing))}; {remedy}",
@@ -200,7 +200,7 @@ class _Local:
         path = self._folder / record.name
         check(
             is_intact(path, record),
-            f"The id shard {path} is damaged (its sha256 differs from {MANIFEST}); put it back, or run data_prep/pretokenize.py again,"
+            f"The id shard {path} is damaged (its sha256 differs from {MANIFEST}); put it back, or run what made the set again,"
             " which redoes such shards alone.",
         )
 

@@ -78,7 +78,7 @@ def load_manifest(folder: str | Path, storage_options: Mapping[str, Any] | None 
     except OSError:
         raise UserError(
             f"{place.name} holds no id set: {MANIFEST} is missing; give the folder of one split, such as ids/train,"
-            " or finish it with data_prep/pretokenize.py."
+            " or finish it with the program of data_prep/ that makes it."
         ) from None
     return parse_manifest(content, place.name)
 
@@ -94,7 +94,9 @@ def parse_manifest(content: bytes, folder: Path | str) -> Manifest:
             )
         shards = TypeAdapter(tuple[ShardRecord, ...]).validate_python(values["shards"])
     except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise UserError(f"{path} is not a manifest ({type(error).__name__}); run data_prep/pretokenize.py to remake it.") from error
+        raise UserError(
+            f"{path} is not a manifest ({type(error).__name__}); run the program of data_prep/ that makes the set again."
+        ) from error
     if not any(shard.documents for shard in shards):
         raise UserError(f"The id set {folder} holds no document; see its *.quarantine.jsonl files for what was refused and why.")
     _check_encodings(folder, shards)
@@ -109,5 +111,5 @@ def _check_encodings(folder: Path | str, shards: Sequence[ShardRecord]) -> None:
             if ours != theirs:
                 raise UserError(
                     f"The id set {folder} mixes encodings: {field.name} is {ours} in {first.name} but {theirs} in {shard.name};"
-                    " remove the shards of one of them and run data_prep/pretokenize.py again."
+                    " remove the shards of one of them and run what made the set again."
                 )

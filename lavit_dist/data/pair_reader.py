@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavit_dist.data.fetch import fetch, size_flaw
+from lavit_dist.data.hashing import stable_hash
 from lavit_dist.data.id_shard import InputFile
 from lavit_dist.data.pair_decoder import DecodedPairs, PairDecoder
 from lavit_dist.data.quarantine import Quarantined
@@ -46,16 +47,16 @@ class OpenedTar:
 class PairReader:
     """Opens tars and decodes their samples. It holds nothing between calls, so that any reader of the node can take any call."""
 
-    def __init__(self, decoder: PairDecoder, folder: str, attempts: int) -> None:
-        """Tars of stores are fetched into `folder`, with so many `attempts`."""
-        self.decoder, self.folder, self.attempts = decoder, Path(folder), attempts
+    def __init__(self, decoder: PairDecoder, attempts: int) -> None:
+        """Tars of stores are asked for so many `attempts` times."""
+        self.decoder, self.attempts = decoder, attempts
 
-    def open(self, shard: Shard, number: int) -> OpenedTar:
-        """Fetches the tar if need be, hashes it and reads its headers. `number` tells it apart from all others that are open.
+    def open(self, shard: Shard, folder: str) -> OpenedTar:
+        """Fetches the tar to `folder` if need be, where it must be the only one of its name, hashes it and reads its headers.
 
         Raises `FetchError` and `OSError` when it can't be had, `InputChangedError` when it isn't as large as it was when it was listed.
         """
-        path = Path(shard.path) if shard.file_system is None else self._fetch(shard, number)
+        path = Path(shard.path) if shard.file_system is None else self._fetch(shard, Path(folder))
         state = _state(path)
         if shard.size not in (None, state[0]):
             raise InputChangedError(f"{path} has {state[0]} bytes, but {shard.size} when this job was started; start it again")
@@ -75,10 +76,14 @@ class PairReader:
             _check_unchanged(Path(path), state)
         return decoded
 
-    def _fetch(self, shard: Shard, number: int) -> Path:
-        path = self.folder / f"{number}.tar"
-
-        fetch(shard.file_system, shard.path, path, attempts=self.attempts, first_wait=FIRST_WAIT, flaw=size_flaw(shard.size))
+    def _fetch(self, shard: Shard, folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{stable_hash(shard.path):016x}.tar"
+        try:
+            fetch(shard.file_system, shard.path, path, attempts=self.attempts, first_wait=FIRST_WAIT, flaw=size_flaw(shard.size))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         return path
 
 

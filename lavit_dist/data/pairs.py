@@ -104,7 +104,7 @@ def _read_metadata(file: BinaryIO, sample: RawSample) -> dict[str, Any]:
     data = read_from(file, sample.files["json"])
     try:
         metadata = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError("malformed_metadata", f"the .json can't be parsed: {error}", data) from error
     if not isinstance(metadata, dict):
         raise SampleError("malformed_metadata", f"the .json holds a {type(metadata).__name__}, not an object", data)

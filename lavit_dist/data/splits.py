@@ -18,7 +18,7 @@ def list_splits(pairs: str | Sequence[str], storage_options: Mapping[str, Any]) 
 
     Raises `UserError`, naming the setting `pairs`, when there are none.
     """
-    if isinstance(pairs, str):
+    if isinstance(pairs, str) and not any(sign in pairs for sign in "*?[{") and not pairs.endswith(".tar"):
         folders = {split: f"{pairs.rstrip('/')}/{split}" for split in SPLITS}
         found = {split: folder for split, folder in folders.items() if _holds_tars(folder, storage_options)}
         if found:
@@ -32,7 +32,7 @@ def _holds_tars(folder: str, storage_options: Mapping[str, Any]) -> bool:
     try:
         system, path = fsspec.core.url_to_fs(folder, **storage_options)
         return any(str(name).endswith(".tar") for name in system.ls(path, detail=False))
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # a store may forbid listing and still hand out files
         return False
     except ImportError as error:
         raise UserError(f"pairs {folder} needs a package that is not installed: {error}.") from error

@@ -17,6 +17,8 @@ from lavit_dist.data.quarantine import Quarantined, SampleError
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 CAPTION_SUFFIXES = ("txt", "json")
 STAGE = "index_shard"
+LARGEST_FILE = 1 << 29
+"""Bytes of a file that is read into memory: half a GiB, where the largest picture that is decoded by default has 0.27 GB of pixels."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def index_shard(path: Path, *, needs_caption: bool = True) -> ShardIndex:
 
     `unreadable_tar` (not a tar), `truncated_tar` (it ends early or is damaged; what lies before is used), `duplicate_member` (two files
     of one key and suffix: which belongs to which can't be known), `missing_image`, `missing_caption` (neither .txt nor .json, unless
-    `needs_caption` is false), `odd_name` (a file whose name has no key or no suffix), `not_a_file` (a link, a device). Folders are passed over.
+    `needs_caption` is false), `odd_name` (a file whose name has no key or no suffix, or is not UTF-8), `large_file` (above `LARGEST_FILE`), `not_a_file` (a link, a
+    device). Folders are passed over.
     """
     files: dict[str, dict[str, FileLocation]] = {}
     doubled: dict[str, str] = {}
@@ -73,7 +76,7 @@ def index_shard(path: Path, *, needs_caption: bool = True) -> ShardIndex:
         for member in _members(path):
             problem = _member_problem(member)
             if problem is not None:
-                refused.append(Quarantined.of(member.name, STAGE, problem))
+                refused.append(Quarantined.of(member.name.encode(errors="backslashreplace").decode(), STAGE, problem))
                 continue
             key, suffix = key_and_suffix(member.name) or ("", "")
             location = FileLocation(str(path), member.offset_data, member.size)
@@ -140,7 +143,19 @@ def _member_problem(member: tarfile.TarInfo) -> SampleError | None:
         return SampleError("not_a_file", "a link or a device, which no pair can have")
     if key_and_suffix(member.name) is None:
         return SampleError("odd_name", "the name has no key, or no suffix that says what the file is")
+    if not _is_text(member.name):
+        return SampleError("odd_name", "the name is not UTF-8")
+    if member.size > LARGEST_FILE:
+        return SampleError("large_file", f"{member.size} bytes, more than {LARGEST_FILE}")
     return None
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # tarfile keeps other bytes as surrogates
+        return False
+    return True
 
 
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:

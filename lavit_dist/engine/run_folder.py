@@ -102,8 +102,8 @@ class RunFolder:
         barrier()
 
 
-def hold(root: Path) -> FileLock:
-    """Makes the folder and takes its lock, which lasts until it is released or the process ends.
+def hold(root: Path, setting: str = "run_dir") -> FileLock:
+    """Makes the folder, which `setting` names, and takes its lock, which lasts until it is released or the process ends.
 
     Raises `UserError` when another process holds it, and for a folder that can't be written.
     """
@@ -112,9 +112,9 @@ def hold(root: Path) -> FileLock:
         root.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"Another run is at work in {root}; wait for it to end, or give this one another run_dir.") from None
+        raise UserError(f"Another run is at work in {root}; wait for it to end, or give this one another {setting}.") from None
     except OSError as error:
-        raise UserError(f"run_dir {root} can't be written ({error.strerror}); name a folder that can be.") from error
+        raise UserError(f"{setting} {root} can't be written ({error.strerror}); name a folder that can be.") from error
     return lock
 
 

@@ -14,6 +14,7 @@ from lavit_dist.errors import UserError, check
 logger = logging.getLogger(__name__)
 MEBIBYTE = 2**20
 SECONDS_FOR_NODES = 300
+ROUNDING = 1e-6
 LOOPBACK = "127.0.0.1"
 
 
@@ -65,7 +66,7 @@ def room_for(cpus: float, gpus: float) -> int:
     """How many actors with so many CPUs and GPUs each the nodes of the cluster have room for."""
     fitting = 0
     for has in nodes_of_cluster():
-        rooms = [has.get(name, 0) // amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount]
+        rooms = [has.get(name, 0) / amount + ROUNDING for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount]
         fitting += int(min(rooms))
     return fitting
 

@@ -28,7 +28,7 @@ class Helpers:
         self._lock = threading.Lock()
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        """The result to come of `method(*arguments)` on one of them; its exceptions are Ray's, or the method's own by `unwrapped`."""
+        """The result to come of `method(*arguments)` on one of them; it raises what the method raises, as Ray hands it on."""
         with self._lock:
             number = self._calls.index(min(self._calls))
             self._calls[number] += 1

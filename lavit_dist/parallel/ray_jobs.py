@@ -6,17 +6,17 @@ loses at most the jobs that were being done.
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lavit_dist.config.ray import RayConfig
 from lavit_dist.errors import UserError
+from lavit_dist.files import is_disk_full
 from lavit_dist.parallel.ray_cluster import check_room, room_for
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,10 @@ SECONDS_BETWEEN_LOOKS = 10.0
 """How often it is looked whether the cluster has grown."""
 SECONDS_BETWEEN_REPORTS = 2.0
 SECONDS_TO_STOP = 5.0
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+MAX_FAILING = 2
+"""After errors in so many different jobs on end an actor is replaced: more likely than they it is out of order."""
+LONGEST_PAUSE = 6
+"""Doublings of the time until an actor that could not start is tried again."""
 
 
 class Worker(Protocol):
@@ -81,8 +84,9 @@ def run_jobs(
     """Runs every job on actors made by `worker(*arguments)` and yields their outcomes as they end, within `ray_cluster`.
 
     There are as many actors as the cluster has room for, or `config.num_actors`; more are started as nodes join. A job that raises is
-    tried again `max_retries` times, one whose actor dies `MAX_DEATHS` times. An actor is given a job only when it is up, so actors that
-    the cluster has no room for hold nothing up. Raises `UserError` for a `UserError` of `start` and for a full disk.
+    tried again `max_retries` times, if possible on another actor; one whose actor dies `MAX_DEATHS` times. An actor that fails job after
+    job is replaced. An actor is given a job only when it is up, so actors that the cluster has no room for, or that can't start while
+    others work, hold nothing up. Raises `UserError` for a full disk, and what `start` raises as long as no actor works.
 
     `report`, for a `ReportingWorker`, is called every few seconds with what each actor last said, and how many are up.
     """
@@ -118,6 +122,8 @@ class _Actor:
     group: Any
     up: bool = False
     jobs: int = 0
+    failing: set[str] = field(default_factory=set)
+    """Jobs that have raised since one succeeded."""
 
 
 class _ActorPool:
@@ -147,7 +153,7 @@ class _ActorPool:
         if now < self.next_look:
             return
         room = self.config.num_actors or room_for(self.share.cpus, self.share.gpus)
-        if not self.next_look:
+        if not self.next_look and not (self.config.num_actors and self.config.address):  # else the cluster is asked to grow
             check_room(self.share.cpus, self.share.gpus)
         self.next_look = now + SECONDS_BETWEEN_LOOKS
         idle = sum(not actor.jobs for actor in self.actors)
@@ -155,15 +161,16 @@ class _ActorPool:
             self._add_actor()
 
     def give(self, name: str, job: Any) -> None:
-        """Gives a job to the actor that has the least to do."""
-        actor = min((actor for actor in self.actors if actor.up), key=lambda actor: actor.jobs)
+        """Gives a job to the actor that has the least to do, and if possible has not failed it."""
+        able = (actor for actor in self.actors if actor.up and actor.jobs < self.share.jobs_at_a_time)
+        actor = min(able, key=lambda actor: (name in actor.failing, actor.jobs))
         actor.jobs += 1
         self.awaited[actor.handle.run.remote(job)] = (actor, name)
 
     def next_events(self) -> Iterator[tuple[str, Any, str | None, bool]]:
         """Waits a while for jobs to end or actors to come up: of each job its name, result, error, and whether its actor died."""
         import ray
-        from ray.exceptions import RayActorError, RayError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         wait = SECONDS_BETWEEN_REPORTS if self.awaited else SECONDS_BETWEEN_LOOKS
         if not self.awaited:
@@ -175,21 +182,23 @@ class _ActorPool:
             try:
                 result = ray.get(ref)
             except RayError as error:
-                # What `run` raised is an instance of its own class too, which may be that of a helper's death.
-                died = isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+                # What `run` raised is a RayTaskError, beside being of its own class, which may be that of a helper's death.
+                died = not isinstance(error, RayTaskError)
                 if name is None:
-                    self._check_start(error, died)
+                    self._failed_start(actor, error, died)
+                    continue
                 _check_disk(name, error)
-                actor.jobs -= name is not None
-                if died:
+                actor.jobs -= 1
+                actor.failing.add(name)
+                if died or len(actor.failing) >= MAX_FAILING:
                     self._replace(actor)
-                if name is not None:
-                    yield name, None, _describe(error), died
+                yield name, None, _describe(error), died
                 continue
             if name is None:
-                actor.up = True
+                actor.up, self.failed_starts = True, 0
             else:
                 actor.jobs -= 1
+                actor.failing.clear()
                 yield name, result, None, False
 
     def report(self, tell: Callable[[dict[Any, Any], int], None], *, last: bool = False) -> None:
@@ -242,7 +251,7 @@ class _ActorPool:
         self.awaited[actor.start.remote()] = (self.actors[-1], None)
 
     def _replace(self, actor: _Actor) -> None:
-        """Starts another in place of a dead one; what else the dead one was doing is told by its own events."""
+        """Starts another in place of one that is dead or out of order; what else that was doing is told by its own events."""
         if actor in self.actors:
             self.actors.remove(actor)
             self._end(actor)
@@ -255,20 +264,27 @@ class _ActorPool:
         ray.kill(actor.handle)
         remove_placement_group(actor.group)
 
-    def _check_start(self, error: Any, died: bool) -> None:
-        """Raises what kept an actor from starting, unless it was the death of its process and may have been chance."""
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, UserError):
-            raise cause
+    def _failed_start(self, actor: _Actor, error: Any, died: bool) -> None:
+        """Lets go of an actor that couldn't start, and tries again after a while.
+
+        Raises what kept it from starting where no other works: at once what it raised, and after `MAX_DEATHS` the death of its process.
+        """
         self.failed_starts += 1
-        if not died or self.failed_starts > MAX_DEATHS:
-            raise error
+        if not any(other.up for other in self.actors) and (not died or self.failed_starts > MAX_DEATHS):
+            cause = getattr(error, "cause", None)
+            raise cause if isinstance(cause, UserError) else error
+        logger.warning("an actor could not be started: %s", _describe(error))
+        if actor in self.actors:
+            self.actors.remove(actor)
+            self._end(actor)
+        pause = SECONDS_BETWEEN_LOOKS * 2 ** min(self.failed_starts - 1, LONGEST_PAUSE)
+        self.next_look = time.monotonic() + (pause if any(other.up for other in self.actors) else 0)
 
 
 def _check_disk(name: str | None, error: Any) -> None:
     """Raises `UserError` where there is no room to write: other jobs would compute in vain."""
     cause = getattr(error, "cause", None)
-    if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+    if cause is not None and is_disk_full(cause):
         raise UserError(
             f"{name} could not be written: {cause.strerror} ({cause.filename}); make room and run this again, what is finished is kept."
         ) from None

@@ -1,13 +1,10 @@
 """Pictures, tars and id sets, good and bad, for the tests of the data part."""
 
-import io
-import tarfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from lavit_dist.config.base import build
 from lavit_dist.config.id_cache import IdCacheConfig
@@ -15,38 +12,8 @@ from lavit_dist.data.id_shard import Encoding, IdDocument
 from lavit_dist.data.id_shard_writer import write_id_shard
 from lavit_dist.data.id_shards import IdShards
 from lavit_dist.data.manifest import Manifest, load_manifest, write_manifest
+from tests.conftest import Members
 from tests.data.stored_ids import SHARDS
-
-Members = Iterable[tuple[str, bytes]]
-
-
-@pytest.fixture(scope="session")
-def jpeg() -> Callable[..., bytes]:
-    """`jpeg(colour, size)`: the bytes of a picture of one colour."""
-
-    def make(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (24, 16), kind: str = "JPEG") -> bytes:
-        buffer = io.BytesIO()
-        Image.new("RGB", size, colour).save(buffer, kind)
-        return buffer.getvalue()
-
-    return make
-
-
-@pytest.fixture
-def write_tar(tmp_path: Path) -> Callable[[Members, str], Path]:
-    """`write_tar(members, name)`: a tar of the members as they come, doubled names and all."""
-
-    def write(members: Members, name: str = "00000.tar") -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for member, data in members:
-                info = tarfile.TarInfo(member)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        return path
-
-    return write
 
 
 @pytest.fixture

@@ -43,18 +43,21 @@ def test_every_defect_has_its_reason_and_costs_no_other_sample(tokenizers, jpeg,
         "duplicate_member": [("twin.jpg", good), ("twin.jpg", good), ("twin.txt", b"a")],
         "odd_name": [("README", b"a")],
     }
+    deep = [("deep.jpg", good), ("deep.json", b"[" * 100_000)]
     members = [(name, data) for key in ("a", "b", "c") for name, data in ((f"{key}.jpg", good), (f"{key}.txt", b"a red thing"))]
     for place, of_kind in enumerate(defects.values()):
         members[2 * place : 2 * place] = of_kind  # good samples lie between bad ones
-    tar = write_tar(members)
-    with tarfile.open(tar, "a") as archive:
+    tar = write_tar([*members, *deep])
+    with tarfile.open(tar, "a", errors="surrogateescape") as archive:
+        archive.addfile(tarfile.TarInfo("caf\udce9.txt"))
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     documents, quarantined, filtered = encode_tar(*tokenizers, tar, max_pixels=100_000)
     assert sorted(document.key for document in documents) == ["a", "b", "c"]
-    found = {record.reason: record.key for record in quarantined}
-    assert found == {reason: of_kind[0][0].partition(".")[0] for reason, of_kind in defects.items()} | {"not_a_file": "link.jpg"}
+    found = {(record.reason, record.key) for record in quarantined}
+    expected = {(reason, of_kind[0][0].partition(".")[0]) for reason, of_kind in defects.items()}
+    assert found == expected | {("not_a_file", "link.jpg"), ("odd_name", "caf\\udce9.txt"), ("malformed_metadata", "deep")}
     assert len(quarantined) == len(found)
     assert filtered == []
 

@@ -65,8 +65,7 @@ def test_a_set_loses_its_copies_with_all_their_captions(shards, others, max_dist
     with TemporaryDirectory() as folder:
         old = write_set(Path(folder) / "old", shards)
         other = [write_set(Path(folder) / "other", others, name="o")] if against else []
-        kept: list[int] = []
-        slowly([each for manifest in other for each in images(manifest)], max_distance, kept)
+        kept = [each for manifest in other for each in images(manifest)]
         copies = slowly(images(old), max_distance, kept)
         if all(copies):
             with pytest.raises(UserError, match="holds no document"):

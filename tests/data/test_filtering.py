@@ -43,7 +43,10 @@ def test_columns_of_the_picture():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("values", "sentence"), [({}, "asks for nothing"), ({"min": 2, "max": 1}, "min 2.0 above max 1.0")])
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [({}, "filter.similarity asks for nothing"), ({"min": 2, "max": 1}, "filter.similarity has min 2.0 above max 1.0")],
+)
 def test_rules_that_make_no_sense(values, sentence):
     with pytest.raises(UserError, match=sentence):
-        build(FilterRule, values)
+        build(FilterRule, values).check("filter.similarity")

@@ -152,6 +152,7 @@ def check_that_rows_can_be_made(work: Path) -> None:
     [
         ("tokenizer={}/nowhere", "nowhere holds no visual tokenizer"),
         ("pairs={}/nowhere", "nowhere does not exist and so holds no *.tar files"),
+        ("pairs=[{0}/pairs/train,{0}/absent.tar]", "pairs names 1 tars that do not exist, such as"),
     ],
 )
 def test_mistakes_end_in_one_sentence_before_anything_is_started(work, setting, sentence):

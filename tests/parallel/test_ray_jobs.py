@@ -1,13 +1,16 @@
 """Jobs on real Ray actors: each ends once, failures are tried again, and what can't succeed is named."""
 
+import dataclasses
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from lavit_dist.config.ray import RayConfig
 from lavit_dist.errors import UserError
-from lavit_dist.parallel.ray_cluster import ray_cluster
+from lavit_dist.parallel import ray_cluster as ray_clusters
+from lavit_dist.parallel.ray_cluster import ray_cluster, room_for
 from lavit_dist.parallel.ray_helpers import RETRIES, Helpers
 from lavit_dist.parallel.ray_jobs import MAX_DEATHS, Share, run_jobs
 
@@ -154,3 +157,68 @@ def test_helpers_start_again_when_they_die_and_what_kills_them_always_is_told(tm
         "always": "told",
     }
     assert len((tmp_path / "always").read_text()) == RETRIES + 1
+
+
+def test_an_actor_that_is_out_of_order_costs_no_job(tmp_path):
+    class Cursed:
+        """The first that starts raises in every job, as one does whose GPU has a sticky error."""
+
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+
+        def start(self) -> None:
+            try:
+                (self.folder / "cursed").touch(exist_ok=False)
+                self.cursed = True
+            except FileExistsError:
+                self.cursed = False
+
+        def run(self, job: str) -> None:
+            if self.cursed:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        def stop(self) -> None:
+            pass
+
+    config = RayConfig(num_cpus=2, num_actors=1, max_retries=1, object_store_mb=80)
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        outcomes = list(
+            run_jobs(Cursed, (folder,), dict.fromkeys(map(str, range(12))), dataclasses.replace(config, num_actors=number))
+        )
+        assert len(outcomes) == 12
+        assert [outcome.error for outcome in outcomes] == [None] * 12
+
+
+def test_an_actor_that_cannot_start_holds_up_no_other(tmp_path):
+    class Late:
+        """All but the first that starts find no room."""
+
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+
+        def start(self) -> None:
+            try:
+                (self.folder / "first").touch(exist_ok=False)
+            except FileExistsError:
+                while not (self.folder / "done").exists():
+                    time.sleep(0.01)
+                raise UserError("cache_folder /full can't be written") from None
+
+        def run(self, job: str) -> None:
+            (self.folder / "done").touch()
+            time.sleep(0.5)
+
+        def stop(self) -> None:
+            pass
+
+    outcomes = list(run_jobs(Late, (tmp_path,), dict.fromkeys("abcdef"), CONFIG))
+    assert [outcome.error for outcome in outcomes] == [None] * 6
+
+
+@pytest.mark.parametrize(("share", "fitting"), [(0.1, 10), (0.2, 5), (0.3, 3), (0.5, 2), (1, 1), (2, 0)])
+def test_parts_of_a_gpu_are_all_used(monkeypatch, share, fitting):
+    monkeypatch.setattr(ray_clusters, "nodes_of_cluster", lambda: [{"CPU": 64.0, "GPU": 1.0}, {"CPU": 8.0}])
+    assert room_for(1, share) == fitting
+    assert room_for(0.1, 0) == 720
