@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lavit_dist.checkpoint.hf import export_hf
 from lavit_dist.checkpoint.llama_source import llama_source
-from lavit_dist.checkpoint.llama_state import check_layout, read_facts
+from lavit_dist.checkpoint.llama_state import read_facts
 from lavit_dist.checkpoint.official import tokenizer_digest
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.mixture import SOLE_SOURCE, SourceConfig, weights_from_steps
@@ -38,6 +38,8 @@ from lavit_dist.parallel.lean_imports import import_megatron
 from lavit_dist.parallel.topology import Layout, init_model_parallel
 
 logger = logging.getLogger(__name__)
+LAYOUT_SETTINGS = ("parallel", "micro_batch_size", "activation_checkpointing", "attention", "compile")
+"""What a resumed run may change, with the number of its processes: checkpoints don't depend on it."""
 MIXTURE_SETTINGS = ("ids", "sources", "curriculum", "weigh_by")
 """What a resumed run may change: a checkpoint knows id sets by their fingerprints, and from which row on weights were others."""
 
@@ -51,14 +53,13 @@ def run(config: PretrainConfig) -> None:
         check_transformer_engine(config.precision)
     layout = Layout.of(config.parallel, world_size())
     layout.check_batch(config.global_batch_size, config.micro_batch_size)
-    folder = RunFolder(config.run_dir, may_change=MIXTURE_SETTINGS)
+    folder = RunFolder(config.run_dir, may_change=(*MIXTURE_SETTINGS, *LAYOUT_SETTINGS))
     folder.check_config(config)
     if folder.done:
         logger.info("%s is already there", folder.model)
         return
     store = CheckpointStore(folder.checkpoints)
-    if (newest := store.newest()) is not None:
-        check_layout(newest.folder, layout, config.parallel.zero_stage)
+    newest = store.newest()
     batches = open_batches(config)
     rows = batches.rows
     if newest is None:
@@ -87,6 +88,7 @@ def run(config: PretrainConfig) -> None:
         total_steps=config.total_steps,
         store=store,
         checkpoint=config.checkpoint,
+        any_ranks=True,
         callbacks=[MetricsCallback(Path(config.run_dir), config.logging)],
     )
     folder.publish(lambda out: export_hf(store.step_folder(config.total_steps), out, config.text_tokenizer))

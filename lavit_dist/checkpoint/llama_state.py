@@ -1,10 +1,7 @@
 """What a language-model checkpoint is made of, and its weights read without any process group.
 
-STEP/llama.json                                      sizes, layout and data state
-STEP/deepspeed/layer_NN-model_TT-model_states.pt     weights, with pipeline stages: one file per layer and tensor rank
-STEP/deepspeed/mp_rank_TT_model_states.pt            weights, without: all layers of a tensor rank
-STEP/zero3_weights_TT.pt                             the same under ZeRO-3, whose own files hold slices
-STEP/deepspeed/*_optim_states.pt                     optimizer state
+STEP/llama.json   sizes, layout and data state
+STEP/weights/     weights, fp32 masters and optimizer state; see `lavit_dist.checkpoint.weight_parts`
 """
 
 from __future__ import annotations
@@ -16,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lavit_dist.checkpoint.weight_parts import WeightParts
 from lavit_dist.config.base import build, config, to_dict
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.errors import UserError
@@ -27,7 +25,7 @@ from lavit_dist.parallel.llama_shards import join_block, join_table
 from lavit_dist.parallel.topology import Layout
 
 FACTS = "llama.json"
-DEEPSPEED_FOLDER = "deepspeed"
+WEIGHTS_FOLDER = "weights"
 EMBEDDING_LAYER = 0
 """Number of the embedding in the list of layers; blocks follow, then the head."""
 LayerShares = list[dict[str, Tensor]]
@@ -38,6 +36,8 @@ LayerShares = list[dict[str, Tensor]]
 class CheckpointFacts:
     """What a reader must know of a checkpoint before it opens a weight file."""
 
+    step: int
+    """Optimizer steps taken."""
     model: LlamaConfig
     precision: str
     text_size: int
@@ -46,7 +46,7 @@ class CheckpointFacts:
     visual_tokenizer_digest: str | None
     """None where it was trained on text alone."""
     layout: dict[str, int]
-    """Sizes that decide how the files are cut."""
+    """Sizes of the run that wrote it, for who wonders; any other may go on from it."""
     data: dict[str, Any]
     """`GlobalBatches.state`."""
 
@@ -65,7 +65,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
 
 
 def layout_facts(layout: Layout, zero_stage: int) -> dict[str, int]:
-    """What decides how a checkpoint's files are cut."""
+    """The sizes of a run."""
     return {
         "tensor_parallel_size": layout.tensor_size,
         "pipeline_parallel_size": layout.pipe_size,
@@ -74,38 +74,19 @@ def layout_facts(layout: Layout, zero_stage: int) -> dict[str, int]:
     }
 
 
-def check_layout(folder: Path, layout: Layout, zero_stage: int) -> None:
-    """Raises `UserError` unless the checkpoint in `folder` was written by a run of this layout."""
-    there, here = read_facts(folder).layout, layout_facts(layout, zero_stage)
-    if there != here:
-        then, now = (", ".join(f"{name} {value}" for name, value in facts.items()) for facts in (there, here))
-        raise UserError(
-            f"The checkpoint {folder} was written with {then}, but this run has {now}; start it with the same sizes and the same"
-            " number of processes, or give a new run_dir."
-        )
-
-
-def gather_zero3_weights(module: nn.Module, folder: Path, *, tensor_rank: int, writes: bool) -> None:
-    """Writes this tensor rank's whole weights, one parameter in memory at a time per data rank. Collective over data ranks."""
-    import deepspeed
-
-    weights = {}
-    for name, parameter in module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            if writes:
-                weights[name] = parameter.detach().cpu().clone()
-    if writes:
-        torch.save(weights, folder / f"zero3_weights_{tensor_rank:02d}.pt")
-
-
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The whole model in `folder` under Hugging Face's names, layer by layer, put together from every rank's files.
+    """The whole model in `folder` under Hugging Face's names, layer by layer, in the precision that it computed in.
 
     The tables have `Vocabulary.size` rows: the padding of shares is left out.
     """
     facts = read_facts(folder)
+    dtype = torch.bfloat16 if facts.precision == "bf16" else torch.float32  # of masters it is the rounded form
+    yield from ((name, tensor.to(dtype)) for name, tensor in _whole_weights(folder, facts))
+
+
+def _whole_weights(folder: Path, facts: CheckpointFacts) -> Iterator[tuple[str, Tensor]]:
     tables = Vocabulary(facts.text_size, facts.codebook_size).tables
-    shares = _layer_reader(folder, facts)
+    shares = _layer_reader(folder)
 
     def whole_table(layer: LayerShares, prefix: str = "") -> Tensor:
         return torch.cat([join_table([share[prefix + table.name] for share in layer], table) for table in tables])
@@ -120,29 +101,22 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     yield HEAD, whole_table(head, "projection.")
 
 
-def _layer_reader(folder: Path, facts: CheckpointFacts) -> Callable[[int], LayerShares]:
+def _layer_reader(folder: Path) -> Callable[[int], LayerShares]:
     """A function from a layer's number to its shares."""
-    ranks = range(facts.layout["tensor_parallel_size"])
-    files = folder / DEEPSPEED_FOLDER
-    if facts.layout["pipeline_parallel_size"] > 1:
-        return lambda layer: [_load(files / f"layer_{layer:02d}-model_{rank:02d}-model_states.pt") for rank in ranks]
-    if facts.layout["zero_stage"] == 3:
-        whole = [_load(folder / f"zero3_weights_{rank:02d}.pt") for rank in ranks]
-    else:
-        whole = [_load(files / f"mp_rank_{rank:02d}_model_states.pt")["module"] for rank in ranks]
-    by_layer: dict[int, LayerShares] = defaultdict(lambda: [{} for _ in ranks])
-    for rank, weights in enumerate(whole):
-        for name, tensor in weights.items():
-            layer, _, rest = name.partition(".")
-            by_layer[int(layer)][rank][rest] = tensor
-    return by_layer.__getitem__
+    saved = WeightParts(folder / WEIGHTS_FOLDER)
+    by_layer: dict[int, list[str]] = defaultdict(list)
+    for name in saved.names:
+        by_layer[int(name.partition(".")[0])].append(name)
 
+    def shares(layer: int) -> LayerShares:
+        found: LayerShares = [{} for _ in range(saved.tensor_size)]
+        for name in by_layer[layer]:
+            of_ranks = saved.shares(name)
+            for rank, weights in enumerate(found):
+                weights[name.partition(".")[2]] = of_ranks[rank % len(of_ranks)]
+        return found
 
-def _load(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError(f"The checkpoint file {path} is missing; give a complete step folder.")
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return loaded
+    return shares
 
 
 def _below(prefix: str, share: dict[str, Tensor]) -> dict[str, Tensor]:

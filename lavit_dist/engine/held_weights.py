@@ -26,6 +26,8 @@ class HeldWeight:
     """The fp32 numbers of which `part` is the rounded form; None without ZeRO, where the weight is its own."""
     moments: dict[str, Tensor] = field(default_factory=dict)
     """Adam's averages of `part`; empty before the first step."""
+    start: int = 0
+    """Where `part` begins in the tensor rank's share of the weight."""
 
 
 def held_weights(engine: Any) -> Iterator[HeldWeight]:
@@ -54,7 +56,8 @@ def _of_zero_1_2(optimizer: Any, name: str, parameter: nn.Parameter) -> HeldWeig
     group = optimizer.param_groups[mapping.param_group_index]
     state, place = optimizer.state.get(group["params"][0], {}), mapping.hp_fragment_address
     moments = {key: state[key].narrow(0, place.start, place.numel) for key in MOMENTS if key in state}
-    return HeldWeight(name, parameter, whole, mapping.lp_fragment, mapping.hp_fragment.detach(), moments)
+    start = mapping.lp_fragment_address.start
+    return HeldWeight(name, parameter, whole, mapping.lp_fragment, mapping.hp_fragment.detach(), moments, start)
 
 
 def _of_zero_3(optimizer: Any, name: str, parameter: Any) -> HeldWeight:
@@ -66,11 +69,10 @@ def _of_zero_3(optimizer: Any, name: str, parameter: Any) -> HeldWeight:
     kept = parameter.ds_persist and parameter.ds_status == ZeroParamStatus.AVAILABLE
     whole = parameter.detach().flatten() if kept else None
     size = parameter.ds_tensor.ds_numel
-    real = min(
-        max(parameter.ds_numel - comm.get_rank(parameter.ds_process_group) * size, 0), size
-    )  # the rest is uninitialised padding
+    start = comm.get_rank(parameter.ds_process_group) * size
+    real = min(max(parameter.ds_numel - start, 0), size)  # the rest is uninitialised padding
     part = parameter.ds_tensor.detach()[:real]
     if not parameter.requires_grad:
-        return HeldWeight(name, parameter, whole, part)
+        return HeldWeight(name, parameter, whole, part, start=start)
     moments = {key: safe_get_local_optimizer_state(parameter, key)[:real] for key in MOMENTS if optimizer.state}
-    return HeldWeight(name, parameter, whole, part, safe_get_local_fp32_param(parameter).detach()[:real], moments)
+    return HeldWeight(name, parameter, whole, part, safe_get_local_fp32_param(parameter).detach()[:real], moments, start)

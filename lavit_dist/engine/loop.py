@@ -50,13 +50,17 @@ def run_training(
     store: CheckpointStore,
     checkpoint: CheckpointConfig,
     callbacks: Sequence[Callback] = (),
+    any_ranks: bool = False,
 ) -> None:
-    """Trains from the newest good checkpoint in `store`, or from step 0, to `total_steps`, writing checkpoints on the way."""
+    """Trains from the newest good checkpoint in `store`, or from step 0, to `total_steps`, writing checkpoints on the way.
+
+    `any_ranks`: what another number of processes wrote can be loaded.
+    """
     step = 0
     newest = store.latest()
     if newest is not None:
         check(
-            newest.ranks == world_size(),
+            any_ranks or newest.ranks == world_size(),
             f"The checkpoint {newest.folder} was written by {newest.ranks} processes, but {world_size()} were started; start"
             f" {newest.ranks}, or train in another run_dir.",
         )

@@ -12,10 +12,7 @@ import torch
 import torch.distributed as dist
 
 from lavit_dist.checkpoint.llama_state import (
-    DEEPSPEED_FOLDER,
     CheckpointFacts,
-    check_layout,
-    gather_zero3_weights,
     layout_facts,
     read_facts,
     write_facts,
@@ -25,6 +22,7 @@ from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
 from lavit_dist.data.read_ahead import ReadAhead
 from lavit_dist.engine.checks import RankChecks
+from lavit_dist.engine.engine_state import load_engine, save_engine
 from lavit_dist.engine.llama_engine import build_engine
 from lavit_dist.engine.schedule import learning_rate_factor
 from lavit_dist.engine.throughput import device_name, peak_flops, peak_memory_gib
@@ -100,24 +98,24 @@ class Pretraining:
         return metrics
 
     def save(self, folder: Path) -> None:
-        """Writes DeepSpeed's files, and on rank 0 what they mean; nothing random is drawn after the initial weights."""
-        self.engine.save_checkpoint(str(folder), tag=DEEPSPEED_FOLDER, save_latest=False)
-        if self.config.parallel.zero_stage == 3:
-            gather_zero3_weights(self.engine.module, folder, tensor_rank=self.place.tensor, writes=self.place.data == 0)
+        """Writes the engine's state, and on rank 0 what it means; nothing random is drawn after the initial weights."""
+        save_engine(self.engine, self.layout, folder)
         if rank() == 0:
             write_facts(folder, self._facts(self.engine.global_steps))
 
     def load(self, folder: Path) -> None:
-        check_layout(folder, self.layout, self.config.parallel.zero_stage)
+        """Goes on from a checkpoint of any layout."""
+        facts = read_facts(folder)
         self._read_ahead.forget()
-        self.batches.load_state(read_facts(folder).data)
+        self.batches.load_state(facts.data)
         self.batches.check_suffice(self.config.total_steps)
-        self.engine.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)
+        load_engine(self.engine, self.layout, folder, facts.step, self.config.model)
         if self.checks is not None:
             self.checks.check_state(f"After loading {folder.name}")
 
     def _facts(self, step: int) -> CheckpointFacts:
         return CheckpointFacts(
+            step=step,
             model=self.config.model,
             precision=self.config.precision,
             text_size=self.vocabulary.text_size,

@@ -28,6 +28,30 @@ SAME_TENSOR = {
 """megatron-core's name to Hugging Face's, where the tensor is the same."""
 
 
+TABLES = ("text", "visual", "projection.text", "projection.visual")
+"""Tables of embedding and head, below the number of their layer: their rows, padding included, are shared out."""
+
+
+def join_shares(name: str, shares: Sequence[Tensor], model: LlamaConfig) -> Tensor:
+    """The whole tensor of the parameter `name` of the list of layers (`0.text`, `3.layer.mlp.linear_fc1.weight`, …) from all ranks' shares."""
+    below = _below_layer(name)
+    axis = 0 if below in TABLES else SHARD_AXIS.get(below)
+    if axis is None:
+        return shares[0]
+    local = {QKV: (model.num_key_value_heads // len(shares), -1, model.hidden_size), GATE_UP: (2, -1, model.hidden_size)}
+    return torch.cat([share.view(local.get(below, share.shape)) for share in shares], dim=axis)
+
+
+def cut_share(name: str, whole: Tensor, rank: int, size: int) -> Tensor:
+    """Rank `rank` of `size`'s share of a tensor that `join_shares` gave."""
+    below = _below_layer(name)
+    return _share(whole, 0 if below in TABLES else SHARD_AXIS.get(below), rank, size)
+
+
+def _below_layer(name: str) -> str:
+    return name.partition(".")[2].removeprefix("layer.")
+
+
 def cut_block(weights: Weights, model: LlamaConfig, rank: int, size: int) -> dict[str, Tensor]:
     """Rank `rank` of `size`'s share of a decoder block, under megatron-core's names, from its Hugging Face weights."""
     width = model.hidden_size
@@ -41,11 +65,10 @@ def cut_block(weights: Weights, model: LlamaConfig, rank: int, size: int) -> dic
 def join_block(shares: Sequence[Weights], model: LlamaConfig) -> dict[str, Tensor]:
     """The inverse of `cut_block` over all ranks' shares, in the order of ranks."""
     width, groups, head_dim = model.hidden_size, model.num_key_value_heads, model.head_width
-    local_shape = {QKV: (groups // len(shares), -1, width), GATE_UP: (2, -1, width)}
-    whole = {}
-    for name in (*SAME_TENSOR, QKV, GATE_UP):
-        parts = [share[name].view(local_shape.get(name, share[name].shape)) for share in shares]
-        whole[name] = torch.cat(parts, dim=SHARD_AXIS[name]) if name in SHARD_AXIS else parts[0]
+    whole = {
+        name: join_shares(f"0.layer.{name}", [share[name] for share in shares], model) for name in (*SAME_TENSOR, QKV, GATE_UP)
+    }
+    whole[QKV] = whole[QKV].view(groups, -1, width)
     heads_width = model.num_attention_heads // groups * head_dim
     query, key, value = whole[QKV].split([heads_width, head_dim, head_dim], dim=1)
     weights = {theirs: whole[ours] for ours, theirs in SAME_TENSOR.items()}

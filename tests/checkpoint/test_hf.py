@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lavit_dist.checkpoint import hf
 from lavit_dist.checkpoint.llama_state import CheckpointFacts, write_facts
+from lavit_dist.checkpoint.weight_parts import WEIGHT, Part, write_index, write_parts
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.data.text_tokenizer import TextTokenizer, train_text_tokenizer
 from lavit_dist.errors import UserError
@@ -39,9 +40,10 @@ def table_shares(whole: torch.Tensor, rank: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A checkpoint of a tensor 2 x pipeline run, as DeepSpeed names its files."""
+    """A checkpoint of a run with two tensor ranks."""
     whole, folder = whole_model(), tmp_path / "step-00000001"
-    (folder / "deepspeed").mkdir(parents=True)
+    (folder / "weights").mkdir(parents=True)
+    every = []
     for rank in range(TENSOR_RANKS):
         layers = [table_shares(whole[EMBEDDING], rank)]
         for index in range(MODEL.num_layers):
@@ -50,13 +52,17 @@ def checkpoint(tmp_path: Path) -> Path:
             layers.append({f"layer.{name}": tensor for name, tensor in cut_block(block, MODEL, rank, TENSOR_RANKS).items()})
         head = {f"projection.{name}": share for name, share in table_shares(whole[HEAD], rank).items()}
         layers.append({"norm.weight": whole[FINAL_NORM], **head})
-        for index, weights in enumerate(layers):
-            # megatron-core's layers leave such a key beside their weights
-            torch.save(
-                {**weights, "layer._extra_state": None}, folder / f"deepspeed/layer_{index:02d}-model_{rank:02d}-model_states.pt"
-            )
+        named = {f"{index}.{name}": tensor for index, weights in enumerate(layers) for name, tensor in weights.items()}
+        file = f"part-{rank:05d}.safetensors"
+        of_rank = [
+            (Part(name, WEIGHT, tuple(each.shape), rank, 0, each.numel(), file), each.flatten()) for name, each in named.items()
+        ]
+        write_parts(folder / "weights", file, of_rank)
+        every += [part for part, _ in of_rank]
+    write_index(folder / "weights", TENSOR_RANKS, every)
     layout = {"tensor_parallel_size": TENSOR_RANKS, "pipeline_parallel_size": 2, "data_parallel_size": 1, "zero_stage": 1}
     facts = CheckpointFacts(
+        step=1,
         model=MODEL,
         precision="fp32",
         text_size=VOCABULARY.text_size,
@@ -112,8 +118,8 @@ def test_a_large_model_is_cut_into_several_files(
 
 
 def test_a_missing_file_is_named(checkpoint: Path, text_tokenizer: Path, tmp_path: Path) -> None:
-    (checkpoint / "deepspeed/layer_02-model_01-model_states.pt").unlink()
-    with pytest.raises(UserError, match=r"layer_02-model_01-model_states\.pt is missing"):
+    (checkpoint / "weights/part-00001.safetensors").unlink()
+    with pytest.raises(UserError, match=r"part-00001\.safetensors is missing"):
         hf.export_hf(checkpoint, tmp_path / "model", text_tokenizer)
 
 

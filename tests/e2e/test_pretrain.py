@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,19 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(start: Callable[..., subproc
 
     weights = [LlamaForCausalLM.from_pretrained(tmp_path / name / "model").state_dict() for name in ("straight", "killed")]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+    # The last steps once more on half as many processes, cut otherwise.
+    shutil.rmtree(tmp_path / "killed/model")
+    shutil.rmtree(tmp_path / f"killed/checkpoints/step-{STEPS:08d}")
+    (tmp_path / "killed/checkpoints/latest").write_text(f"step-{STEPS - SAVE_EVERY:08d}")
+    cut = ("parallel.tensor_parallel_size=1", "parallel.pipeline_parallel_size=1", "parallel.zero_stage=2", "micro_batch_size=1")
+    code, said = finish(start(2, f"run_dir={tmp_path}/killed", *cut))
+    assert code == 0, said
+    assert f"resumed from {tmp_path}/killed/checkpoints/step-{STEPS - SAVE_EVERY:08d}" in said
+    reshaped = records(tmp_path / "killed")
+    assert reshaped[:-SAVE_EVERY] == straight[:-SAVE_EVERY]
+    for there, here in zip(straight[-SAVE_EVERY:], reshaped[-SAVE_EVERY:], strict=True):
+        assert here == pytest.approx(there, rel=1e-5)
 
 
 def test_under_the_launcher_a_mistake_is_one_sentence_and_exit_code_2(

@@ -1,0 +1,71 @@
+"""Program of the reshape tests: goes on from checkpoints of other layouts, in the same processes.
+
+    train_reshaped.py CONFIG RUNS OUT
+
+RUNS is a list of `[setting, checkpoint]`: OUT/NAME/metrics.json has the steps from the one at which `checkpoint`, a folder, was written, or
+with null from the first; OUT/NAME/checkpoints has that step, as it was loaded, or reached.
+"""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+from settings import Setting
+from train_on_layouts import COMPARED, variant
+
+from lavit_dist.checkpoint.llama_state import read_facts
+from lavit_dist.checkpoint.store import CheckpointStore
+from lavit_dist.config.base import load_config
+from lavit_dist.config.pretrain import PretrainConfig
+from lavit_dist.parallel.distributed import barrier, init_distributed, rank, world_size
+from lavit_dist.parallel.lean_imports import import_megatron
+from lavit_dist.parallel.topology import Layout, init_model_parallel
+from pipelines.pretrain import open_batches
+
+SAVED_STEP = 4
+
+
+def main(config_path: str, runs_path: str, out: Path) -> None:
+    base = load_config(PretrainConfig, config_path)
+    batches = open_batches(base)
+    init_distributed(base.num_threads)
+    import_megatron()
+    from megatron.core import parallel_state
+
+    current = None
+    for values, checkpoint in json.loads(Path(runs_path).read_text()):
+        setting = Setting(**values)
+        config, _ = variant(setting, base, batches)
+        layout = Layout.of(config.parallel, world_size())
+        if layout != current:
+            if current is not None:
+                parallel_state.destroy_model_parallel()
+            init_model_parallel(layout)
+            current = layout
+        run(config, layout, batches, checkpoint and Path(checkpoint), out / setting.name)
+        gc.collect()  # engines hold themselves in cycles
+
+
+def run(config, layout, batches, checkpoint, folder) -> None:
+    from lavit_dist.engine.pretraining import Pretraining
+
+    training = Pretraining(config, layout, batches)
+    first = 0
+    if checkpoint is not None:
+        training.load(checkpoint)
+        first = read_facts(checkpoint).step
+    steps = []
+    store = CheckpointStore(folder / "checkpoints")
+    for step in range(first, config.total_steps):
+        if step == SAVED_STEP:
+            store.save(step, training.save)
+        metrics = training.train_step(step)
+        steps.append({name: metrics[name] for name in COMPARED if name in metrics})
+    if rank() == 0:
+        (folder / "metrics.json").write_text(json.dumps(steps[max(0, SAVED_STEP - first) :]))
+    barrier()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
