@@ -53,7 +53,8 @@ class JobProgress:
             "images_per_second": round(images / elapsed, 2),
             "images_per_second_now": round((images - self._last_images) / max(interval, 1e-9), 2),
             "actors": actors,
-            "device_busy": round((device_seconds - self._last_device) / max(interval * max(actors, 1), 1e-9), 3),
+            # actors tell what they did every few seconds, so of a shorter interval they tell too much
+            "device_busy": round(min(1.0, (device_seconds - self._last_device) / max(interval * max(actors, 1), 1e-9)), 3),
             "quarantined": dict(sorted(quarantined.items())),
         }
         self._last, self._last_images, self._last_device = now, images, device_seconds
