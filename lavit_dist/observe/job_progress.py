@@ -16,14 +16,12 @@ from lavit_dist.data.manifest import Manifest
 logger = logging.getLogger(__name__)
 PROGRESS = "progress.jsonl"
 MOST_REASONS = 4
-SLACK = 0.1
-"""Seconds by which times may differ that should be equal: what is written is rounded."""
 
 
 class JobProgress:
     """Tells what is done and how fast, at most once per `seconds_between` seconds, and keeps each report in FOLDER/progress.jsonl.
 
-    A report there has `time` (Unix, seconds), `shards_done` and `shards` of the whole job, and of this start `images`,
+    A report there has `time` (Unix, seconds), `shards_done` and `shards` of the whole job, and of this start `seconds`, `images`,
     `images_per_second`, `images_per_second_now`, `actors`, `device_busy` (share of the last interval in which the actors' devices
     were computing) and `quarantined` by reason.
     """
@@ -47,6 +45,7 @@ class JobProgress:
         left = elapsed / finished * (self.shards - self.done) if finished else None
         report = {
             "time": round(time.time(), 3),
+            "seconds": round(elapsed, 3),
             "shards_done": self.done,
             "shards": self.shards,
             "images": images,
@@ -97,17 +96,13 @@ def read_throughput(manifest: Manifest, storage_options: Mapping[str, Any]) -> f
 
 
 def _starts(content: bytes) -> Iterator[tuple[int, float]]:
-    """Images of each start of the job, and its seconds from its beginning, which its first report tells, to its last report."""
-    began = last = 0.0
-    images = 0
+    """Images of each start of the job, and its seconds."""
+    seconds, images = 0.0, 0
     for report in _reports(content):
-        rate = report["images_per_second"]
-        this_began = report["time"] - report["images"] / rate if rate else began
-        if this_began > last + SLACK:  # after the report before: it is another start's
-            yield images, last - began
-            began = this_began
-        last, images = report["time"], report["images"]
-    yield images, last - began
+        if report["seconds"] < seconds:  # it is another start's
+            yield images, seconds
+        seconds, images = report["seconds"], report["images"]
+    yield images, seconds
 
 
 def _reports(content: bytes) -> Iterator[dict[str, Any]]:
@@ -117,5 +112,5 @@ def _reports(content: bytes) -> Iterator[dict[str, Any]]:
             report = json.loads(line)
         except ValueError:
             continue
-        if isinstance(report, dict) and {"time", "images", "images_per_second"} <= report.keys():
+        if isinstance(report, dict) and {"seconds", "images"} <= report.keys():
             yield report

@@ -73,12 +73,12 @@ def test_images_per_second_are_those_of_all_starts(tmp_path):
     manifest = write_set(tmp_path / "train", [[Tar([1])]])
     assert read_throughput(manifest, {}) is None
     reports = [
-        {"time": 1010.0, "images": 100, "images_per_second": 10.0, "device_busy": 0.9},
-        {"time": 1020.0, "images": 300, "images_per_second": 20.0, "device_busy": 0.9},
-        {"time": 5010.0, "images": 500, "images_per_second": 50.0, "device_busy": 0.9},  # another start, long after
-        {"time": 5020.0, "images": 500, "images_per_second": 0.0, "device_busy": 0.0},
+        {"seconds": 10.0, "images": 0, "images_per_second": 10.0, "device_busy": 0.9},
+        {"seconds": 20.0, "images": 300, "images_per_second": 20.0, "device_busy": 0.9},
+        {"seconds": 10.0, "images": 500, "images_per_second": 50.0, "device_busy": 0.9},  # another start, long after
+        {"seconds": 20.0, "images": 500, "images_per_second": 0.0, "device_busy": 0.0},
     ]
-    lines = "".join(json.dumps(report) + "\n" for report in reports) + '{"time": 50'
+    lines = "".join(json.dumps(report) + "\n" for report in reports) + '{"seconds": 50'
     (tmp_path / "progress.jsonl").write_text(lines)
     assert read_throughput(manifest, {}) == pytest.approx((300 + 500) / (20 + 20))
     assert gather_stats(manifest, IdCacheConfig()).to_dict()["images_per_second"] == pytest.approx(20)
