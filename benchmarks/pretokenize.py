@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--watched-pairs", type=int, default=500, help="pairs per tar while memory is watched")
+    parser.add_argument("--watched-pairs", type=int, default=1500, help="pairs per tar while memory is watched")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--output", type=Path)

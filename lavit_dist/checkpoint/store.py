@@ -18,7 +18,7 @@ from typing import Any
 
 from lavit_dist.errors import UserError
 from lavit_dist.files import read_json, sha256, sync_folder, write_atomically
-from lavit_dist.parallel.distributed import barrier, rank, world_size
+from lavit_dist.parallel.distributed import barrier, gather_objects, rank, world_size
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -69,11 +69,38 @@ class CheckpointStore:
         return self.root / f"step-{step:08d}"
 
     def latest(self) -> SavedStep | None:
-        """`newest`, its digests checked by rank 0, which raises `UserError` when a file differs from its manifest."""
-        saved = self.newest()
-        if saved is not None and rank() == 0:
-            verify(saved.folder)
-        return saved
+        """The newest step whose files are as its manifest says, by rank 0's reading; damaged ones before it are told of. Collective.
+
+        Raises `UserError`, on every rank, when there are steps and none is whole.
+        """
+        found: SavedStep | UserError | None = None
+        if rank() == 0:
+            try:
+                found = self._newest_whole()
+            except UserError as error:
+                found = error
+        found = gather_objects(found)[0]
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def _newest_whole(self) -> SavedStep | None:
+        newest = self.newest()
+        if newest is None:
+            return None
+        folders = sorted(
+            folder for folder in self.root.iterdir() if STEP.fullmatch(folder.name) and folder.name < newest.folder.name
+        )
+        problem: UserError | None = None
+        for folder in (newest.folder, *reversed(folders)):
+            try:
+                verify(folder)
+                return read_step(folder)
+            except UserError as error:
+                logger.warning("%s is passed over: %s", folder.name, error)
+                problem = problem or error
+        assert problem is not None
+        raise problem
 
     def newest(self) -> SavedStep | None:
         """The step that `latest` names; None when no checkpoint was ever completed.
@@ -89,8 +116,7 @@ class CheckpointStore:
                 f"{pointer} names the checkpoint {folder.name}, which is missing or has no {MANIFEST};"
                 f" write the name of a complete step-* folder into {pointer}, or remove it to start afresh."
             )
-        manifest = _read_manifest(folder)
-        return SavedStep(step=int(manifest["step"]), folder=folder, ranks=int(manifest["ranks"]))
+        return read_step(folder)
 
     def prune(self, keep_last: int) -> None:
         """Deletes all but the newest `keep_last` steps, those after `latest`, and folders that a crash left half-written."""
@@ -105,19 +131,27 @@ class CheckpointStore:
                     shutil.rmtree(folder)
 
 
+def read_step(folder: Path) -> SavedStep:
+    """What the manifest of a step folder says. Raises `UserError` when it is damaged."""
+    manifest = _read_manifest(folder)
+    return SavedStep(step=int(manifest["step"]), folder=folder, ranks=int(manifest["ranks"]))
+
+
 def verify(folder: Path) -> None:
     """Raises `UserError` naming the first file of `folder` that is missing or differs from its manifest."""
     for name, recorded in _read_manifest(folder)["files"].items():
         path = folder / name
         if not path.exists() or path.stat().st_size != recorded["bytes"] or sha256(path) != recorded["sha256"]:
             raise UserError(
-                f"The checkpoint file {path} is missing or damaged (its sha256 differs from {MANIFEST});"
-                f" write the name of an earlier step into {folder.parent / LATEST} to resume from that."
+                f"The checkpoint file {path} is missing or damaged (its sha256 differs from {MANIFEST}); put it back, or remove {folder}: a"
+                " run then goes on from the newest step that is whole, or starts afresh."
             )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     remedy = f"write the name of another step into {folder.parent / LATEST}"
+    if not (folder / MANIFEST).exists():
+        raise UserError(f"{folder} has no {MANIFEST}, so it was never complete; {remedy}.")
     manifest = read_json(folder / MANIFEST, remedy)
     if not isinstance(manifest, dict) or not {"step", "ranks", "files"} <= manifest.keys():
         raise UserError(f"{folder / MANIFEST} is damaged: it lacks the step, its ranks or its files; {remedy}.")

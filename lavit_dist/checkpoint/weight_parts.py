@@ -82,6 +82,11 @@ class WeightParts:
         """Of all weights."""
         return sorted({name for name, _, _ in self._parts})
 
+    def count(self) -> int:
+        """How many numbers all weights have, with the padding of tables."""
+        shares = {(name, rank): parts[0].shape for (name, kind, rank), parts in self._parts.items() if kind == WEIGHT}
+        return sum(torch.Size(shape).numel() for shape in shares.values())
+
     def has(self, name: str, kind: str) -> bool:
         """Whether there is such a thing of a weight; frozen ones have no optimizer state."""
         return (name, kind, 0) in self._parts

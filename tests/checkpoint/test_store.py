@@ -109,6 +109,22 @@ def test_a_lost_file_is_named(tmp_path: Path) -> None:
         store.latest()
 
 
+def test_a_damaged_step_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2, 3, 4):
+        save(store, step)
+    (tmp_path / "step-00000004/part/model.bin").write_text("cut")
+    (tmp_path / "step-00000003/manifest.json").write_text("{")
+    newest = store.latest()
+    assert newest is not None
+    assert newest.step == 2
+    assert [record.args[0] for record in caplog.records] == ["step-00000004", "step-00000003"]  # type: ignore[index]
+    save(store, 3)
+    newest = store.latest()
+    assert newest is not None
+    assert newest.step == 3
+
+
 def test_latest_that_names_nothing_says_what_to_do(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     save(store, 1)

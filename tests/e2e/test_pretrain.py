@@ -23,6 +23,7 @@ from lavit_dist.parallel.distributed import free_port
 STEPS, SAVE_EVERY, KILL_AFTER = 30, 5, 8
 REPEATED = ("step", "loss", "text_loss", "image_loss", "grad_norm", "learning_rate", "tokens", "padding")
 TIMEOUT = 180
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,30 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(start: Callable[..., subproc
     assert reshaped[:-SAVE_EVERY] == straight[:-SAVE_EVERY]
     for there, here in zip(straight[-SAVE_EVERY:], reshaped[-SAVE_EVERY:], strict=True):
         assert here == pytest.approx(there, rel=1e-5)
+
+    check_the_commands_about_checkpoints(tmp_path / "straight", tmp_path)
+
+
+def check_the_commands_about_checkpoints(run_dir: Path, tmp_path: Path) -> None:
+    def call(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "launcher/checkpoint.py", *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+    newest = run_dir / f"checkpoints/step-{STEPS:08d}"
+    said = call("inspect", newest).stdout
+    assert f"steps taken {STEPS}" in " ".join(said.split())
+    assert "4 processes: tensor_parallel_size 2, pipeline_parallel_size 2" in " ".join(said.split())
+    settings = yaml.safe_load((run_dir / "config.yaml").read_text())
+    exported = call("export", newest, "--text-tokenizer", settings["text_tokenizer"], "--output", tmp_path / "exported")
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "exported/model.safetensors").read_bytes() == (run_dir / "model/model.safetensors").read_bytes()
+    assert call("verify", run_dir / "checkpoints").returncode == 0
+    part = next(newest.rglob("part-00001.safetensors"))
+    part.write_bytes(part.read_bytes()[:-1])
+    damaged = call("verify", run_dir / "checkpoints")
+    assert damaged.returncode == 1
+    assert "part-00001.safetensors" in damaged.stdout
+    assert call("inspect", tmp_path).returncode == 2
 
 
 def test_under_the_launcher_a_mistake_is_one_sentence_and_exit_code_2(

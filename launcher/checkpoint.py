@@ -1,0 +1,58 @@
+"""Checkpoints of the language model: what is in one, whether they are whole, and one as a Hugging Face folder.
+
+python launcher/checkpoint.py inspect RUN_DIR/checkpoints/step-00001000
+    prints the steps taken, the sizes, the layout that wrote it and the rows trained on
+
+python launcher/checkpoint.py verify RUN_DIR/checkpoints
+    reads every file of every step, or of the step that is named, and compares it with its digest
+
+python launcher/checkpoint.py export RUN_DIR/checkpoints/step-00001000 --text-tokenizer FOLDER --output DIR
+    writes what `LlamaForCausalLM.from_pretrained` reads; DIR is a new folder, and appears when it is whole
+
+Any layout reads a checkpoint, so there is nothing to reshape: start the run with other `parallel` sizes or another number of processes.
+
+Exit code 0: done, or all are whole. 1: `verify` found something wrong. 2: the sentence says what can't be done, and why.
+"""
+
+import argparse
+import sys
+
+from lavit_dist.config.command_line import exit_on_user_error
+
+DAMAGED = 1
+"""Exit code when a step is not what its manifest says."""
+
+
+def main() -> None:
+    arguments = parse(sys.argv[1:])
+    exit_on_user_error(lambda: run(arguments))
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The command line; exits with code 2 when it can't be understood."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(dest="what", required=True, metavar="inspect|verify|export")
+    inspect = what.add_parser("inspect", help="what is in a step")
+    verify = what.add_parser("verify", help="whether steps are whole")
+    export = what.add_parser("export", help="a step as a Hugging Face folder")
+    for each in (inspect, verify, export):
+        each.add_argument("folder", metavar="FOLDER", help="a step folder" + (", or that of all steps" if each is verify else ""))
+    export.add_argument("--text-tokenizer", required=True, metavar="FOLDER", help="the text tokenizer of the run")
+    export.add_argument("--output", required=True, metavar="DIR", help="the new folder")
+    return parser.parse_args(words)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Does what the command line says; exits with code 1 when a step is damaged."""
+    from pipelines import checkpoint  # imports torch, which takes seconds: not before the command line is known to be right
+
+    if arguments.what == "inspect":
+        checkpoint.inspect(arguments.folder)
+    elif arguments.what == "export":
+        checkpoint.export(arguments.folder, arguments.output, arguments.text_tokenizer)
+    elif not checkpoint.verify_steps(arguments.folder):
+        sys.exit(DAMAGED)
+
+
+if __name__ == "__main__":
+    main()
