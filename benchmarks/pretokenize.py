@@ -1,12 +1,13 @@
 """Images per second of the whole offline job against its model alone, and the memory of its processes at two sizes of input.
 
-    python benchmarks/pretokenize.py [--pairs-per-tar N --tars N --times N --width W --layers L --output benchmarks/pretokenize.md]
+    python benchmarks/pretokenize.py [--pairs-per-tar N --tars N --width W --layers L --output benchmarks/pretokenize.md]
+    python benchmarks/pretokenize.py --memory [--watched-pairs N --tars N --times N --output benchmarks/pretokenize_memory.md]
 
 The rival is the frozen tokenizer on the same cores, fed batches that are decoded already: in one process with a thread per core, and in as
 many processes with a thread each, of which the faster counts. Both sides have the same weights and pictures and take turns. The job is
 `data_prep/pretokenize.py` as a user runs it; its rate is taken between its first report that has images and its last, so that starting Ray
-and loading weights, which a real job does once, are left out; the rate with them is told too. Then the job's processes are watched, with
-a small model that gets through more pictures, on some tars and on `--times` as many: the peak of the memory that each has to itself.
+and loading weights, which a real job does once, are left out; the rate with them is told too. With `--memory` the job's processes are
+watched, with a small model that gets through more pictures, on some tars and on `--times` as many: the peak of what each has to itself.
 """
 
 import argparse
@@ -83,12 +84,16 @@ def job(world: Path, settings: list[str]) -> tuple[float, float, dict[str, float
     return steady, last["images"] / (last["time"] - start), dict(watch.peaks)
 
 
+def settings_of(arguments: argparse.Namespace) -> list[str]:
+    """How the job is started."""
+    cut = [f"inputs_per_shard={arguments.tars // SHARDS}", f"batch_size={arguments.batch_size}", "report_seconds=1"]
+    return [*cut, f"ray.num_cpus={CORES}", f"ray.num_actors={CORES}"]
+
+
 def benchmark(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
     """The lines of the report."""
     write_tokenizers(world, width=arguments.width, layers=arguments.layers, image_size=224, patch_size=14)
     write_tars(world / "pairs", arguments.tars, arguments.pairs_per_tar, arguments.side)
-    settings = [f"inputs_per_shard={arguments.tars // SHARDS}", f"batch_size={arguments.batch_size}", "report_seconds=1"]
-    settings += [f"ray.num_cpus={CORES}", f"ray.num_actors={CORES}"]
     yield f"# Pretokenization, {datetime.datetime.now(tz=datetime.timezone.utc):%d %B %Y}"
     yield ""
     yield f"{CORES} CPU cores, an actor on each; tower of {arguments.layers} layers, width {arguments.width}, 224 px; JPEG of {arguments.side} px;"
@@ -99,26 +104,26 @@ def benchmark(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
     ratios = []
     for number in range(arguments.rounds):
         alone = [model_alone(world, arguments.batch_size, arguments.seconds, processes) for processes in (1, CORES)]
-        steady, whole, _ = job(world, settings)
+        steady, whole, _ = job(world, settings_of(arguments))
         ratios.append(steady / max(alone))
         yield f"| {number + 1} | {alone[0]:.2f} | {alone[1]:.2f} | {steady:.2f} | {ratios[-1]:.3f} | {whole:.2f} |"
     yield f"| median | | | | {statistics.median(ratios):.3f} | |"
-    yield ""
-    yield from memory(arguments, world, settings)
 
 
-def memory(arguments: argparse.Namespace, world: Path, settings: list[str]) -> Iterator[str]:
-    """The lines about memory."""
+def memory(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
+    """The lines of the report about memory."""
     write_tokenizers(world, width=64, layers=2, image_size=224, patch_size=14)
     found = []
     for times in (1, arguments.times):
-        shutil.rmtree(world / "pairs")
+        shutil.rmtree(world / "pairs", ignore_errors=True)
         write_tars(world / "pairs", arguments.tars * times, arguments.watched_pairs, arguments.side)
-        found.append(job(world, settings))
+        found.append(job(world, settings_of(arguments)))
     (_, _, once), (_, rate, often) = found
     pairs = arguments.tars * arguments.watched_pairs
+    yield f"# Memory of pretokenization, {datetime.datetime.now(tz=datetime.timezone.utc):%d %B %Y}"
+    yield ""
     yield f"Peak memory that each process has to itself, MiB, with a tower of 2 layers, width 64 ({rate:.0f} images/s), on {pairs} images and on {arguments.times} times as"
-    yield "many tars of the same size:"
+    yield "many tars of the same size. Made by `benchmarks/pretokenize.py --memory`."
     yield ""
     yield f"| process | 1 x | {arguments.times} x |"
     yield "| --- | --- | --- |"
@@ -129,19 +134,20 @@ def memory(arguments: argparse.Namespace, world: Path, settings: list[str]) -> I
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tars", type=int, default=8)
-    parser.add_argument("--pairs-per-tar", type=int, default=96)
+    parser.add_argument("--pairs-per-tar", type=int, default=256)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--memory", action="store_true", help="watch memory instead")
     parser.add_argument("--watched-pairs", type=int, default=1500, help="pairs per tar while memory is watched")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tell(benchmark(arguments, Path(folder)), arguments.output)
+        tell((memory if arguments.memory else benchmark)(arguments, Path(folder)), arguments.output)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,9 @@ from pipelines.shard_jobs import ShardJob
 
 JOBS_AT_A_TIME = 2
 BATCHES_AHEAD = 2
+KERNEL_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 KERNELS_KEPT = "16"
-"""Of those that oneDNN makes for each number of tokens in a batch on a CPU; its own 1,024 grow to most of a GB."""
+"""Of those that torch and oneDNN make on a CPU for each number of tokens in a batch; their own 1,024 grow to most of a GB."""
 
 
 @dataclasses.dataclass
@@ -81,7 +82,8 @@ class ImageWorker:
         """Starts the helpers and loads the models."""
         config: ImageJobConfig = self.config
         torch.set_num_threads(config.ray.cpus_per_actor)
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)
+        for cache in KERNEL_CACHES:  # read at the first product
+            os.environ.setdefault(cache, KERNELS_KEPT)
         self._folder = OwnFolder(config.cache_folder, "cache_folder")
         decoder = self.decoder()
         self._image_size = decoder.image_size
