@@ -32,7 +32,8 @@ OF_FOUR = [
 BACK = Setting(tensor=2, data=2, zero=1, checkpointing="full")
 """From ZeRO-3."""
 HALF, HALF_ON_TWO = Setting(tensor=2, pipeline=2, precision="bf16"), Setting(data=4, zero=2, precision="bf16")
-pytestmark = pytest.mark.xdist_group("reshape")
+SECONDS = 600
+pytestmark = [pytest.mark.xdist_group("reshape"), pytest.mark.timeout(SECONDS)]  # the first test waits for all runs
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.training import CheckpointConfig
+from lavit_dist.engine import loop
 from lavit_dist.engine.loop import Callback, run_training
 from lavit_dist.errors import UserError
 
@@ -108,7 +109,7 @@ def test_a_longer_run_continues_a_shorter_one(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path)
     run_training(Chain(), total_steps=2, store=store, checkpoint=CheckpointConfig())
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(loop, "world_size", lambda: 4)
     with pytest.raises(UserError, match="was written by 1 processes, but 4 were started; start 1"):
         run_training(Chain(), total_steps=4, store=store, checkpoint=CheckpointConfig())
 
