@@ -14,6 +14,7 @@ import os
 import shutil
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,20 +59,20 @@ class Progress:
     """Samples refused, per reason."""
 
 
-class ImageWorker:
+class ImageWorker(ABC):
     """Makes id shards. Subclasses say of what: `decoder` and `models`."""
 
     def __init__(self, config: Any, encoding: Encoding, decoders: int, cpus_per_decoder: float) -> None:
         """`config` is an `ImageJobConfig`. `decoders` processes decode pictures for it, each counted as `cpus_per_decoder` CPUs."""
         self.config, self.encoding, self.decoders, self.cpus_per_decoder = config, encoding, decoders, cpus_per_decoder
 
+    @abstractmethod
     def decoder(self) -> PairDecoder:
         """What the helpers do with samples; it knows the size that pictures are squashed to. It is sent to them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def models(self) -> ImageEncoder:
         """What turns pictures of that size into codes, on this actor's device."""
-        raise NotImplementedError
 
     def bytes_ahead(self) -> int:
         """What pixels of batches on their way to the model take at most."""
@@ -93,9 +94,8 @@ class ImageWorker:
         self._judge_helper: Helpers | None = None
         self.writer = Helpers(ShardWriter, (self.encoding,), 1, 0)
         self.encoder = self.models()
-        self._device_thread = ThreadPoolExecutor(
-            1
-        )  # one for all shards: each thread that computes has a pool of threads, which spin
+        # One for all shards: each thread that computes has a pool of threads, which spin.
+        self._device_thread = ThreadPoolExecutor(1)
         self._progress = Progress()
         self._numbers = itertools.count()
 

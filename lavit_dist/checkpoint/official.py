@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lavit_dist.checkpoint.digests import add_tensor
 from lavit_dist.checkpoint.module_weights import check_keys, load_weights
 from lavit_dist.checkpoint.tensor_file import BIN, SAFETENSORS, TensorFile, write_tensors
 from lavit_dist.config.base import build, to_dict
@@ -159,8 +160,7 @@ def _digest(folder: Path, stems: Iterable[str], sizes: Mapping[str, Any]) -> str
     for stem in stems:
         file = open_file(folder, stem)
         for key, tensor in file.read(sorted(key for key in file.headers if not key.startswith(PROJECTION))):
-            digest.update(f"{stem} {key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            add_tensor(digest, f"{stem} {key}", tensor)
     digest.update(json.dumps(sizes, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -23,7 +23,7 @@ class FilterRule:
     missing: Literal["drop", "keep"] = "drop"
     """What becomes of a pair without the column, with null in it, or with no number where `min` or `max` asks for one."""
 
-    def check(self, name: str) -> None:
+    def check_as(self, name: str) -> None:
         """Raises `UserError` for a rule, called `name`, that asks for nothing or that no pair meets."""
         check(
             any(value is not None for value in (self.min, self.max, self.any_of, self.none_of)),

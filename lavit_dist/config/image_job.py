@@ -61,5 +61,5 @@ class ImageJobConfig:
             check(getattr(self, name) > 0, f"{name} {getattr(self, name)} must be at least 1.")
         check_max_pixels(self.max_pixels)
         for column, rule in self.filter.items():
-            rule.check(f"filter.{column}")
+            rule.check_as(f"filter.{column}")
         check(self.report_seconds > 0, f"report_seconds {self.report_seconds} must be above 0.")

@@ -74,9 +74,10 @@ def _fill(weight: HeldWeight, kind: str, share: Tensor) -> None:
         return share[weight.start : weight.start + like.numel()]
 
     if kind == WEIGHT:
-        for place, values in ((weight.whole, share), (weight.part, None)):
-            if place is not None:
-                place.copy_(mine(place) if values is None else values)
+        if weight.whole is not None:
+            weight.whole.copy_(share)
+        if weight.part is not None:
+            weight.part.copy_(mine(weight.part))
     state = weight.master if kind == WEIGHT else weight.moments[kind]
     if state is None:
         return

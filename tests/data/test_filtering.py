@@ -49,4 +49,4 @@ def test_columns_of_the_picture():
 )
 def test_rules_that_make_no_sense(values, sentence):
     with pytest.raises(UserError, match=sentence):
-        build(FilterRule, values).check("filter.similarity")
+        build(FilterRule, values).check_as("filter.similarity")

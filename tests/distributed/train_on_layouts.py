@@ -10,6 +10,7 @@ logits.pt of the first micro-batch after it.
 import gc
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -40,6 +41,16 @@ def main(config_path: str, settings_path: str, out: Path) -> None:
     packed = open_batches(base)
     init_distributed(base.num_threads)
     import_megatron()
+    for setting, config, layout, batches in on_layouts(settings, base, packed):
+        folder = out / setting.name
+        folder.mkdir(exist_ok=True)
+        run(setting, config, layout, batches, folder)
+
+
+def on_layouts(
+    settings: Iterable[Setting], base: PretrainConfig, packed: GlobalBatches
+) -> Iterator[tuple[Setting, PretrainConfig, Layout, GlobalBatches]]:
+    """Each setting with its configuration, layout and batches, while megatron-core's groups are those of its layout."""
     from megatron.core import parallel_state
 
     current: Layout | None = None
@@ -51,9 +62,7 @@ def main(config_path: str, settings_path: str, out: Path) -> None:
                 parallel_state.destroy_model_parallel()
             init_model_parallel(layout)
             current = layout
-        folder = out / setting.name
-        folder.mkdir(exist_ok=True)
-        run(setting, config, layout, batches, folder)
+        yield setting, config, layout, batches
         gc.collect()  # engines hold themselves in cycles
 
 

@@ -6,21 +6,19 @@ RUNS is a list of `[setting, checkpoint]`: OUT/NAME/metrics.json has the steps f
 with null from the first; OUT/NAME/checkpoints has that step, as it was loaded, or reached.
 """
 
-import gc
 import json
 import sys
 from pathlib import Path
 
 from settings import Setting
-from train_on_layouts import COMPARED, variant
+from train_on_layouts import COMPARED, on_layouts
 
 from lavit_dist.checkpoint.llama_state import read_facts
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.base import load_config
 from lavit_dist.config.pretrain import PretrainConfig
-from lavit_dist.parallel.distributed import barrier, init_distributed, rank, world_size
+from lavit_dist.parallel.distributed import barrier, init_distributed, rank
 from lavit_dist.parallel.lean_imports import import_megatron
-from lavit_dist.parallel.topology import Layout, init_model_parallel
 from pipelines.pretrain import open_batches
 
 SAVED_STEP = 4
@@ -31,20 +29,10 @@ def main(config_path: str, runs_path: str, out: Path) -> None:
     batches = open_batches(base)
     init_distributed(base.num_threads)
     import_megatron()
-    from megatron.core import parallel_state
-
-    current = None
-    for values, checkpoint in json.loads(Path(runs_path).read_text()):
-        setting = Setting(**values)
-        config, _ = variant(setting, base, batches)
-        layout = Layout.of(config.parallel, world_size())
-        if layout != current:
-            if current is not None:
-                parallel_state.destroy_model_parallel()
-            init_model_parallel(layout)
-            current = layout
+    runs = [(Setting(**values), checkpoint) for values, checkpoint in json.loads(Path(runs_path).read_text())]
+    settings = on_layouts([setting for setting, _ in runs], base, batches)
+    for (setting, checkpoint), (_, config, layout, _) in zip(runs, settings, strict=True):
         run(config, layout, batches, checkpoint and Path(checkpoint), out / setting.name)
-        gc.collect()  # engines hold themselves in cycles
 
 
 def run(config, layout, batches, checkpoint, folder) -> None:
