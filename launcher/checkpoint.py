@@ -1,10 +1,13 @@
-"""Checkpoints of the language model: what is in one, whether they are whole, and one as a Hugging Face folder.
+"""Checkpoints: what is in one, whether they are whole, fewer of them, and one of the language model as a Hugging Face folder.
 
 python launcher/checkpoint.py inspect RUN_DIR/checkpoints/step-00001000
-    prints the steps taken, the sizes, the layout that wrote it and the rows trained on
+    prints the steps taken, the sizes, what wrote it and, of the language model, the layout and the rows trained on
 
 python launcher/checkpoint.py verify RUN_DIR/checkpoints
     reads every file of every step, or of the step that is named, and compares it with its digest
+
+python launcher/checkpoint.py prune RUN_DIR/checkpoints --keep-last 2 [--keep-every 10000 --keep-best 1]
+    removes all steps but the newest, those of every so many steps, and those with the lowest mean loss
 
 python launcher/checkpoint.py export RUN_DIR/checkpoints/step-00001000 --text-tokenizer FOLDER --output DIR
     writes what `LlamaForCausalLM.from_pretrained` reads; DIR is a new folder, and appears when it is whole
@@ -31,15 +34,31 @@ def main() -> None:
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line; exits with code 2 when it can't be understood."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_subparsers(dest="what", required=True, metavar="inspect|verify|export")
+    what = parser.add_subparsers(dest="what", required=True, metavar="inspect|verify|prune|export")
     inspect = what.add_parser("inspect", help="what is in a step")
     verify = what.add_parser("verify", help="whether steps are whole")
+    prune = what.add_parser("prune", help="fewer steps")
     export = what.add_parser("export", help="a step as a Hugging Face folder")
-    for each in (inspect, verify, export):
-        each.add_argument("folder", metavar="FOLDER", help="a step folder" + (", or that of all steps" if each is verify else ""))
+    for each, which in (
+        (inspect, "a step folder"),
+        (verify, "a step folder, or that of all steps"),
+        (prune, "that of all steps"),
+        (export, "a step folder"),
+    ):
+        each.add_argument("folder", metavar="FOLDER", help=which)
+    prune.add_argument("--keep-last", type=_at_least_one, required=True, metavar="N", help="how many of the newest stay")
+    prune.add_argument("--keep-every", type=int, default=0, metavar="STEPS", help="multiples of it stay")
+    prune.add_argument("--keep-best", type=int, default=0, metavar="N", help="so many of those with the lowest mean loss stay")
     export.add_argument("--text-tokenizer", required=True, metavar="FOLDER", help="the text tokenizer of the run")
     export.add_argument("--output", required=True, metavar="DIR", help="the new folder")
     return parser.parse_args(words)
+
+
+def _at_least_one(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -48,6 +67,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.what == "inspect":
         checkpoint.inspect(arguments.folder)
+    elif arguments.what == "prune":
+        from lavit_dist.checkpoint.store import Retention
+
+        checkpoint.prune(arguments.folder, Retention(arguments.keep_last, arguments.keep_every, arguments.keep_best))
     elif arguments.what == "export":
         checkpoint.export(arguments.folder, arguments.output, arguments.text_tokenizer)
     elif not checkpoint.verify_steps(arguments.folder):

@@ -1,4 +1,4 @@
-"""Looking at checkpoints of the language model, and making a Hugging Face folder of one."""
+"""Looking at checkpoints, removing some, and making a Hugging Face folder of one of the language model."""
 
 from __future__ import annotations
 
@@ -8,31 +8,55 @@ from rich.console import Console
 from rich.text import Text
 
 from lavit_dist.checkpoint.hf import export_hf
-from lavit_dist.checkpoint.llama_state import WEIGHTS_FOLDER, read_facts
-from lavit_dist.checkpoint.store import STEP, read_step, verify
+from lavit_dist.checkpoint.llama_state import FACTS, WEIGHTS_FOLDER, read_facts
+from lavit_dist.checkpoint.store import STEP, CheckpointStore, Retention, read_step, verify
 from lavit_dist.checkpoint.weight_parts import WeightParts
+from lavit_dist.engine.loop import LOOP_FILE
+from lavit_dist.engine.run_folder import hold
 from lavit_dist.errors import UserError, check
-from lavit_dist.files import new_folder
+from lavit_dist.files import new_folder, read_json
 from lavit_dist.observe.logs import setup_logging
 
 
 def inspect(folder: str) -> None:
-    """Prints what is in the step folder `folder`."""
+    """Prints what is in the step folder `folder`, of any training."""
     setup_logging()
-    facts, step, weights = read_facts(Path(folder)), read_step(Path(folder)), WeightParts(Path(folder) / WEIGHTS_FOLDER)
-    size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    path = Path(folder)
+    step, weights = read_step(path), WeightParts(path / WEIGHTS_FOLDER)
+    guard = read_json(path / LOOP_FILE, "give another step folder")
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     rows = {
         "optimizer steps taken": f"{step.step:,}",
+        "steps skipped": f"{guard['skipped']:,}, as their gradient wasn't finite; gone back {guard['roll_backs']:,} times",
+        "mean loss": "unknown" if step.score is None else f"{step.score:.4f} since the checkpoint before",
         "size": f"{size / 1e9:.3f} GB",
-        "written by": f"{step.ranks} processes: {', '.join(f'{name} {value}' for name, value in facts.layout.items())}",
-        "precision": facts.precision,
-        "vocabulary": f"{facts.text_size:,} text ids, {facts.codebook_size:,} codes",
+        "written by": f"{step.ranks} processes",
         "weights": f"{weights.count():,} numbers in {len(weights.names)} tensors",
-        "rows trained on": ", ".join(f"{name} {state['rows_consumed']:,}" for name, state in facts.data["sources"].items()),
     }
+    rows |= _of_language_model(path) if (path / FACTS).exists() else {}
     console = Console(highlight=False)
     for name, value in rows.items():
         console.print(Text(f"{name:<21} {value}"), soft_wrap=True)
+
+
+def _of_language_model(step: Path) -> dict[str, str]:
+    facts = read_facts(step)
+    return {
+        "layout": ", ".join(f"{name} {value}" for name, value in facts.layout.items()),
+        "precision": facts.precision,
+        "vocabulary": f"{facts.text_size:,} text ids, {facts.codebook_size:,} codes",
+        "rows trained on": ", ".join(f"{name} {state['rows_consumed']:,}" for name, state in facts.data["sources"].items()),
+    }
+
+
+def prune(folder: str, keep: Retention) -> None:
+    """Removes the steps of a run, RUN_DIR/checkpoints, that `keep` has no reason for, and says which. The run must not be at work."""
+    setup_logging()
+    store = CheckpointStore(Path(folder))
+    check(store.newest() is not None, f"{folder} holds no complete step; name RUN_DIR/checkpoints.")
+    with hold(Path(folder).absolute().parent):
+        gone = store.prune(keep)
+    Console(highlight=False).print(f"removed {len(gone)} steps: {', '.join(map(str, gone))}" if gone else "removed nothing")
 
 
 def verify_steps(folder: str) -> bool:

@@ -29,7 +29,7 @@ def ingest(config: IngestConfig) -> None:
     """Writes RUN_DIR/{train,heldout}/*.tar from `config.source`; raises `UserError` when not one pair of it is usable."""
     setup_logging()
     columns = Columns(image=config.image_column, caption=config.caption_column, key=config.key_column)
-    pairs, refused = read_source(Path(config.source), columns)
+    pairs, refused = read_source(Path(config.source), columns, Path(config.image_root) if config.image_root else None)
     digest = _digest(pairs)
     if not open_pair_folder(config, digest):
         return

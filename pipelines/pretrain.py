@@ -74,7 +74,7 @@ def run(config: PretrainConfig) -> None:
     frozen_names(config.model, config.parameters.freeze)
     layout.check_vocabulary(rows.vocabulary)
 
-    init_distributed(config.num_threads)
+    init_distributed(config.num_threads, config.faults.hang_seconds)
     import_megatron()
     init_model_parallel(layout)
     from lavit_dist.engine.pretraining import Pretraining
@@ -83,15 +83,16 @@ def run(config: PretrainConfig) -> None:
     if rank() == 0:
         for source_rows in rows.sources.values():
             keep_manifest(folder.data, source_rows.manifest, config.id_cache.storage_options)
-    run_training(
+    done = run_training(
         Pretraining(config, layout, batches, source),
+        run_dir=folder.root,
         total_steps=config.total_steps,
-        store=store,
         checkpoint=config.checkpoint,
-        any_ranks=True,
-        callbacks=[MetricsCallback(Path(config.run_dir), config.logging)],
+        faults=config.faults,
+        callbacks=[MetricsCallback(folder.root, config.logging)],
     )
-    folder.publish(lambda out: export_hf(store.step_folder(config.total_steps), out, config.text_tokenizer))
+    if done:
+        folder.publish(lambda out: export_hf(store.step_folder(config.total_steps), out, config.text_tokenizer))
 
 
 def open_batches(config: PretrainConfig, *, verify: bool = True) -> GlobalBatches:

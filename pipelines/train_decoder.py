@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from torch import nn
 
 from lavit_dist.checkpoint.official import load_visual_tokenizer, tokenizer_digest
 from lavit_dist.checkpoint.pixel_decoding import check_unet, load_unet, load_vae, make_scheduler, save_pixel_decoder, vae_digest
-from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.decoder import TrainDecoderConfig
 from lavit_dist.data.id_shards import IdShards
 from lavit_dist.data.latent_set import LatentBatches
@@ -36,7 +34,7 @@ def run(config: TrainDecoderConfig) -> None:
     """Trains, or resumes, or says that the decoder is already there; RUN_DIR/model holds it beside the tokenizer."""
     setup_logging()
     check_apex()
-    folder = RunFolder(config.run_dir)
+    folder = RunFolder(config.run_dir, may_change=("zero_stage",))  # checkpoints don't depend on it
     folder.check_config(config)
     if folder.done:
         logger.info("%s is already there", folder.model)
@@ -47,18 +45,20 @@ def run(config: TrainDecoderConfig) -> None:
     seed_everything(config.seed)
     decoder = build_decoder(config, tokenizer)
 
-    init_distributed(config.num_threads)
+    init_distributed(config.num_threads, config.faults.hang_seconds)
     folder.open(config)
     scheduler = make_scheduler(config.model)
     training = DecoderTraining(config, decoder, scheduler, examples())
-    run_training(
+    done = run_training(
         training,
+        run_dir=folder.root,
         total_steps=config.total_steps,
-        store=CheckpointStore(folder.checkpoints),
         checkpoint=config.checkpoint,
-        callbacks=[MetricsCallback(Path(config.run_dir), config.logging)],
+        faults=config.faults,
+        callbacks=[MetricsCallback(folder.root, config.logging)],
     )
-    folder.publish(lambda out: save_pixel_decoder(out, tokenizer, training.product(), latents, scheduler))
+    if done:
+        folder.publish(lambda out: save_pixel_decoder(out, tokenizer, training.product(), latents, scheduler))
 
 
 def open_examples(config: TrainDecoderConfig, latents: Latents, tokenizer: VisualTokenizer) -> Callable[[], Examples]:

@@ -16,7 +16,6 @@ from lavit_dist.checkpoint.official import (
     save_visual_tokenizer,
     vision_encoder_digest,
 )
-from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.tokenizer import TrainTokenizerConfig
 from lavit_dist.data.image_batches import ImageBatches, open_images
 from lavit_dist.engine.feature_cache import FeatureCache
@@ -41,7 +40,7 @@ def run(config: TrainTokenizerConfig) -> None:
     """Trains, or resumes, or says that the tokenizer is already there; RUN_DIR/model/visual_tokenizer holds it."""
     setup_logging()
     check_apex()
-    folder = RunFolder(config.run_dir)
+    folder = RunFolder(config.run_dir, may_change=("micro_batch_size", "zero_stage"))  # checkpoints don't depend on it
     folder.check_config(config)
     if folder.done:
         logger.info("%s is already there", folder.model)
@@ -58,20 +57,22 @@ def run(config: TrainTokenizerConfig) -> None:
     )
     pictures = _sheet_pictures(config)
 
-    init_distributed(config.num_threads)
+    init_distributed(config.num_threads, config.faults.hang_seconds)
     folder.open(config)
     digest = vision_encoder_digest(config.tower, config.encoder)
     training = TokenizerTraining(config, tokenizer, images, _feature_cache(config, tokenizer, images, digest), digest)
-    run_training(
+    done = run_training(
         training,
+        run_dir=folder.root,
         total_steps=config.total_steps,
-        store=CheckpointStore(folder.checkpoints),
         checkpoint=config.checkpoint,
+        faults=config.faults,
         callbacks=[MetricsCallback(folder.root, config.logging), *_watchers(config, training, pictures)],
     )
     training.write_quarantine()
     images.close()
-    folder.publish(lambda out: save_visual_tokenizer(training.product(), out))
+    if done:
+        folder.publish(lambda out: save_visual_tokenizer(training.product(), out))
 
 
 def _feature_cache(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from lavit_dist.checkpoint.official import save_vision_encoder
-from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.tower import TrainTowerConfig
 from lavit_dist.data.pair_batches import PairBatches, PairDataset
 from lavit_dist.data.pairs import list_shards
@@ -40,7 +38,7 @@ def run(config: TrainTowerConfig) -> None:
     dataset = PairDataset(shards, config.encoder.image_size, max_pixels=config.max_pixels)
     batches = PairBatches(dataset, config.global_batch_size, config.seed, rank(), world_size())
 
-    init_distributed(config.num_threads)
+    init_distributed(config.num_threads, config.faults.hang_seconds)
 
     folder.open(config)
     seed_everything(config.seed)
@@ -48,11 +46,13 @@ def run(config: TrainTowerConfig) -> None:
     model = ContrastiveModel(VisionEncoder(config.encoder), text)
     initialise(model)
     training = ContrastiveTraining(config, model, text_tokenizer, batches)
-    run_training(
+    done = run_training(
         training,
+        run_dir=folder.root,
         total_steps=config.total_steps,
-        store=CheckpointStore(folder.checkpoints),
         checkpoint=config.checkpoint,
-        callbacks=[MetricsCallback(Path(config.run_dir), config.logging)],
+        faults=config.faults,
+        callbacks=[MetricsCallback(folder.root, config.logging)],
     )
-    folder.publish(lambda out: save_vision_encoder(model.vision, out))
+    if done:
+        folder.publish(lambda out: save_vision_encoder(model.vision, out))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lavit_dist.checkpoint.weight_parts import WeightParts
-from lavit_dist.config.base import build, config, to_dict
+from lavit_dist.config.base import build, config
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.errors import UserError
 from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, block_name
@@ -49,11 +49,6 @@ class CheckpointFacts:
     """Sizes of the run that wrote it, for who wonders; any other may go on from it."""
     data: dict[str, Any]
     """`GlobalBatches.state`."""
-
-
-def write_facts(folder: Path, facts: CheckpointFacts) -> None:
-    """Writes STEP/llama.json."""
-    (folder / FACTS).write_text(json.dumps(to_dict(facts), indent=1))
 
 
 def read_facts(folder: Path) -> CheckpointFacts:

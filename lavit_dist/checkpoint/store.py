@@ -1,24 +1,24 @@
 """Checkpoint folders that are whole or absent: temporary name, fsync, digests, rename, then `latest`.
 
 ROOT/latest               the name of the newest step folder
-ROOT/step-00001000/       what the trainable wrote, and manifest.json with the number of ranks and each file's size and sha256
+ROOT/step-00001000/       what ranks wrote, and manifest.json with their number and each file's size and sha256
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lavit_dist.checkpoint.snapshot import FileRecord
 from lavit_dist.errors import UserError
 from lavit_dist.files import read_json, sha256, sync_folder, write_atomically
-from lavit_dist.parallel.distributed import barrier, gather_objects, rank, world_size
+from lavit_dist.parallel.distributed import gather_objects, rank
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -36,47 +36,79 @@ class SavedStep:
     folder: Path
     ranks: int
     """How many processes wrote it."""
+    score: float | None = None
+    """The mean loss of the steps since the checkpoint before; the lower, the better."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which steps are kept, beside the newest."""
+
+    last: int = 2
+    """How many of the newest."""
+    every: int = 0
+    """Steps that are multiples of it stay for good; 0 keeps none for that."""
+    best: int = 0
+    """How many of those with the lowest score."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run, on a file system that all of its ranks share."""
+    """The checkpoints of one run, on a file system that all of its ranks share. `CheckpointWriter` fills it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Calls `write(folder)` on every rank and commits the folder as step `step`. A crash leaves the steps before intact."""
-        final = self.step_folder(step)
-        temporary = self.root / f".{final.name}.tmp"
-        if rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        barrier()
-        write(temporary)
-        barrier()
-        if rank() == 0:
-            _write_manifest(temporary, step)
-            if final.exists():
-                shutil.rmtree(final)
-            temporary.rename(final)
-            sync_folder(self.root)
-            write_atomically(self.root / LATEST, final.name.encode())
-        barrier()
+    def begin(self, step: int) -> Path:
+        """Makes the empty folder that ranks write step `step` into. Only rank 0 may call it."""
+        temporary = self.temporary(step)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        return temporary
+
+    def commit(self, step: int, files: Mapping[str, FileRecord], ranks: int, score: float | None = None) -> Path:
+        """Makes what ranks wrote step `step`, the newest; a crash before it is done leaves the steps before intact. Only rank 0 may call it.
+
+        Steps after it are of a run that was gone back from, and are removed.
+        """
+        final, temporary = self.step_folder(step), self.temporary(step)
+        manifest = {"step": step, "ranks": ranks, "score": score, "files": {name: asdict(files[name]) for name in sorted(files)}}
+        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        for folder in {temporary, *((temporary / name).parent for name in files)}:
+            sync_folder(folder)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        sync_folder(self.root)
+        self._point_at(final)
         return final
+
+    def go_back_to(self, saved: SavedStep) -> None:
+        """Makes `saved` the newest step, and removes those after it. Only rank 0 may call it."""
+        self._point_at(saved.folder)
+
+    def _point_at(self, newest: Path) -> None:
+        write_atomically(self.root / LATEST, newest.name.encode())
+        for folder in self._folders():
+            if folder.name > newest.name:
+                shutil.rmtree(folder)
 
     def step_folder(self, step: int) -> Path:
         """Where step `step` is, or would be."""
         return self.root / f"step-{step:08d}"
 
-    def latest(self) -> SavedStep | None:
-        """The newest step whose files are as its manifest says, by rank 0's reading; damaged ones before it are told of. Collective.
+    def temporary(self, step: int) -> Path:
+        """Where step `step` is while it is written."""
+        return self.root / f".{self.step_folder(step).name}.tmp"
 
-        Raises `UserError`, on every rank, when there are steps and none is whole.
+    def latest(self, until: int | None = None) -> SavedStep | None:
+        """The newest step whose files are as its manifest says, by rank 0's reading; damaged ones are told of. Collective.
+
+        Steps after `until` don't count. Raises `UserError`, on every rank, when there are steps and none is whole.
         """
         found: SavedStep | UserError | None = None
         if rank() == 0:
             try:
-                found = self._newest_whole()
+                found = self._newest_whole(until)
             except UserError as error:
                 found = error
         found = gather_objects(found)[0]
@@ -84,63 +116,85 @@ class CheckpointStore:
             raise found
         return found
 
-    def _newest_whole(self) -> SavedStep | None:
-        newest = self.newest()
-        if newest is None:
-            return None
-        folders = sorted(
-            folder for folder in self.root.iterdir() if STEP.fullmatch(folder.name) and folder.name < newest.folder.name
-        )
+    def _newest_whole(self, until: int | None) -> SavedStep | None:
         problem: UserError | None = None
-        for folder in (newest.folder, *reversed(folders)):
+        for folder in self._candidates():
+            if until is not None and folder.name > self.step_folder(until).name:
+                continue
             try:
                 verify(folder)
                 return read_step(folder)
             except UserError as error:
                 logger.warning("%s is passed over: %s", folder.name, error)
                 problem = problem or error
-        assert problem is not None
-        raise problem
+        if problem is not None:
+            raise problem
+        return None
 
-    def newest(self) -> SavedStep | None:
-        """The step that `latest` names; None when no checkpoint was ever completed.
+    def _folders(self) -> list[Path]:
+        """The step folders, oldest first."""
+        return sorted(folder for folder in self.root.iterdir() if STEP.fullmatch(folder.name)) if self.root.exists() else []
 
-        Raises `UserError` when the named folder is missing.
+    def _candidates(self) -> list[Path]:
+        """The steps to go on from, the newest first: those until the one that `latest` names, without which there are none.
+
+        Raises `UserError` when it names something else and there is no step to take in its place.
         """
         pointer = self.root / LATEST
         if not pointer.exists():
-            return None
-        folder = self.root / (pointer.read_text(errors="replace").strip() or "(no name)")
-        if not (folder / MANIFEST).exists():
+            return []
+        name = pointer.read_text(errors="replace").strip()
+        named = STEP.fullmatch(name) is not None
+        folders = [folder for folder in self._folders() if not named or folder.name <= name]
+        if not folders:
             raise UserError(
-                f"{pointer} names the checkpoint {folder.name}, which is missing or has no {MANIFEST};"
+                f"{pointer} names the checkpoint {name or '(no name)'}, which is missing, and there is none before it;"
                 f" write the name of a complete step-* folder into {pointer}, or remove it to start afresh."
             )
-        return read_step(folder)
+        if folders[-1].name != name:
+            logger.warning("%s names %s, which is missing; %s is the newest step", pointer, name or "nothing", folders[-1].name)
+        return folders[::-1]
 
-    def prune(self, keep_last: int) -> None:
-        """Deletes all but the newest `keep_last` steps, those after `latest`, and folders that a crash left half-written."""
-        if rank() == 0:
-            latest = (self.root / LATEST).read_text().strip()
-            steps = sorted(folder for folder in self.root.iterdir() if STEP.fullmatch(folder.name))
-            until_latest = [folder for folder in steps if folder.name <= latest]
-            for folder in set(steps) - set(until_latest[-keep_last:]):
-                shutil.rmtree(folder)
-            for folder in self.root.iterdir():
-                if UNFINISHED.fullmatch(folder.name):
-                    shutil.rmtree(folder)
+    def newest(self) -> SavedStep | None:
+        """The newest step that has a manifest, unverified; None when no checkpoint was ever completed. Raises `UserError` as `latest` does."""
+        return next((read_step(folder) for folder in self._candidates() if (folder / MANIFEST).exists()), None)
+
+    def prune(self, keep: Retention) -> list[int]:
+        """Deletes the steps that `keep` has no reason for, and folders that a crash left half-written; says which steps those were.
+
+        Only rank 0 may call it, and not while a step is written.
+        """
+        steps = [read_step(folder) for folder in self._folders() if (folder / MANIFEST).exists()]
+        scored = sorted((step for step in steps if step.score is not None), key=lambda step: step.score or 0.0)
+        kept = {step.step for step in [*steps[-keep.last :], *scored[: keep.best]]}
+        kept |= {step.step for step in steps if keep.every and step.step % keep.every == 0}
+        gone = [step for step in steps if step.step not in kept]
+        for step in gone:
+            shutil.rmtree(step.folder)
+        self.remove_unfinished()
+        return [step.step for step in gone]
+
+    def remove_unfinished(self) -> None:
+        """Deletes folders that a crash, or a full disk, left half-written. Only rank 0 may call it."""
+        for folder in self.root.iterdir() if self.root.exists() else []:
+            if UNFINISHED.fullmatch(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_step(folder: Path) -> SavedStep:
     """What the manifest of a step folder says. Raises `UserError` when it is damaged."""
     manifest = _read_manifest(folder)
-    return SavedStep(step=int(manifest["step"]), folder=folder, ranks=int(manifest["ranks"]))
+    return SavedStep(step=int(manifest["step"]), folder=folder, ranks=int(manifest["ranks"]), score=manifest.get("score"))
 
 
 def verify(folder: Path) -> None:
     """Raises `UserError` naming the first file of `folder` that is missing or differs from its manifest."""
     for name, recorded in _read_manifest(folder)["files"].items():
         path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{folder / MANIFEST} names {name}, which lies outside of its folder; remove {folder}, which is not a checkpoint of ours."
+            )
         if not path.exists() or path.stat().st_size != recorded["bytes"] or sha256(path) != recorded["sha256"]:
             raise UserError(
                 f"The checkpoint file {path} is missing or damaged (its sha256 differs from {MANIFEST}); put it back, or remove {folder}: a"
@@ -156,12 +210,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not {"step", "ranks", "files"} <= manifest.keys():
         raise UserError(f"{folder / MANIFEST} is damaged: it lacks the step, its ranks or its files; {remedy}.")
     return manifest
-
-
-def _write_manifest(folder: Path, step: int) -> None:
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    write_atomically(folder / MANIFEST, json.dumps({"step": step, "ranks": world_size(), "files": files}, indent=1).encode())

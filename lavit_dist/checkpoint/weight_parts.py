@@ -9,15 +9,13 @@ trace; each number of it is in one file, whatever ZeRO stage wrote it. Nothing i
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lavit_dist.config.model import LlamaConfig
@@ -36,7 +34,7 @@ class Part:
 
     name: str
     kind: str
-    """`WEIGHT`, `exp_avg` or `exp_avg_sq`."""
+    """`WEIGHT`, or what the optimizer calls its state of it, such as `exp_avg`."""
     shape: tuple[int, ...]
     """Of the whole share."""
     tensor_rank: int
@@ -50,15 +48,9 @@ class Part:
         return f"{self.name} {self.kind} {self.start}"
 
 
-def write_parts(folder: Path, file: str, parts: Sequence[tuple[Part, Tensor]]) -> None:
-    """Writes one rank's parts."""
-    save_file({part.key: tensor.detach().contiguous().cpu() for part, tensor in parts}, folder / file)
-
-
-def write_index(folder: Path, tensor_size: int, parts: Iterable[Part]) -> None:
-    """Writes down all ranks' parts."""
-    content = {"tensor_size": tensor_size, "parts": [asdict(part) for part in parts]}
-    (folder / INDEX).write_text(json.dumps(content))
+def index_of(tensor_size: int, parts: Iterable[Part]) -> dict[str, Any]:
+    """What index.json says of all ranks' parts."""
+    return {"tensor_size": tensor_size, "parts": [asdict(part) for part in parts]}
 
 
 class WeightParts:
@@ -96,10 +88,12 @@ class WeightParts:
         ranks = [rank for rank in range(self.tensor_size) if (name, kind, rank) in self._parts]
         return [self._share(name, kind, rank) for rank in ranks or [0]]
 
-    def share(self, name: str, kind: str, model: LlamaConfig, rank: int, size: int) -> Tensor:
-        """Rank `rank` of `size`'s share, whatever the layout that wrote it."""
+    def share(self, name: str, kind: str, model: LlamaConfig | None, rank: int, size: int) -> Tensor:
+        """Rank `rank` of `size`'s share, whatever the layout that wrote it; `model` says how it is cut, and is None where nothing ever is."""
         if size == self.tensor_size and (name, kind, rank) in self._parts:
             return self._share(name, kind, rank)
+        if model is None:
+            raise UserError(f"{self._folder} lacks {name} ({kind}); give another step folder.")
         return cut_share(name, join_shares(name, self.shares(name, kind), model), rank, size)
 
     def _share(self, name: str, kind: str, rank: int) -> Tensor:

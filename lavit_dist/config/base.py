@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,6 +26,8 @@ from lavit_dist.files import write_atomically
 T = TypeVar("T")
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """What every random generator takes."""
+SECRET = re.compile(r"secret|password|passwd|token|credential|(^|_)(key|sas)($|_)", re.IGNORECASE)
+"""Names of options of stores whose values are nobody's business."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -75,9 +78,29 @@ def to_dict(value: Any) -> dict[str, Any]:
 
 
 def save_config(value: Any, path: Path) -> None:
-    """Writes the resolved configuration as YAML; `load_config` reads it back to an equal value."""
+    """Writes the resolved configuration as YAML; `load_config` reads it back to an equal value, but for secrets, which are left out."""
     # OmegaConf's own dump quotes what its loader, unlike PyYAML's, takes for a number, such as 0E0.
-    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(to_dict(value))).encode())
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(without_secrets(to_dict(value)))).encode())
+
+
+def without_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` without those of `storage_options` whose names are those of secrets, at any depth."""
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "storage_options" and isinstance(value, dict):
+            value = {option: setting for option, setting in value.items() if not SECRET.search(option)}
+        kept[name] = without_secrets(value) if isinstance(value, dict) else value
+    return kept
+
+
+def words_without_secrets(words: Iterable[str]) -> list[str]:
+    """A command line on which the values of such options are left out."""
+    said = []
+    for word in words:
+        name, given, _ = word.partition("=")
+        hidden = given and "storage_options" in name and SECRET.search(name.rpartition("storage_options")[2])
+        said.append(f"{name}=…" if hidden else word)
+    return said
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from lavit_dist.config.base import load_config
-from lavit_dist.errors import UserError
+from lavit_dist.errors import Fault, UserError
 
 T = TypeVar("T")
 WRONG_CONFIG = 2
 """Exit code when the user can mend the cause."""
 SETTING = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*=")
+FAULT = 1
+"""Exit code when something outside of the program failed."""
 WAIT_FOR_RANK_0 = 20.0
 """Seconds that another rank leaves rank 0 to tell what is wrong; processes start within it of one another."""
 
@@ -54,7 +56,7 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def exit_on_user_error(action: Callable[[], None]) -> None:
-    """Runs `action`; a `UserError` becomes one sentence on standard error and exit code 2.
+    """Runs `action`; a `UserError` becomes one sentence on standard error and exit code 2, a `Fault` one and exit code 1.
 
     A mistake that every rank sees is told by rank 0 alone: the others wait, and the launcher ends them when rank 0 exits. One that
     lives to the end of its wait is the only one that saw the mistake, so it tells it.
@@ -72,3 +74,6 @@ def exit_on_user_error(action: Callable[[], None]) -> None:
             time.sleep(WAIT_FOR_RANK_0)
             sys.stderr.write(f"error on rank {rank}: {error}\n")
         sys.exit(WRONG_CONFIG)
+    except Fault as fault:
+        sys.stderr.write(f"error on rank {os.environ.get('RANK', '0')}: {fault}\n")
+        sys.exit(FAULT)

@@ -10,7 +10,7 @@ from lavit_dist.config.base import Seed, config
 from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.config.images import MAX_PIXELS
 from lavit_dist.config.model import PixelDecoderConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig, check_schedules
+from lavit_dist.config.training import CheckpointConfig, FaultsConfig, LoggingConfig, OptimizerConfig, check_schedules
 from lavit_dist.errors import check
 
 
@@ -63,6 +63,7 @@ class TrainDecoderConfig:
     """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are passed over."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5, betas=(0.9, 0.99), weight_decay=0.001, warmup_steps=1000)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
     logging: LoggingConfig = LoggingConfig()
     num_threads: PositiveInt | None = None
     """CPU threads per process; None leaves torch's choice."""

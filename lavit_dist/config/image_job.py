@@ -46,8 +46,8 @@ class ImageJobConfig:
     """Whether the local tars of finished shards are hashed again before the shards are passed over: that reads them all. Names and sizes
     always are compared."""
     storage_options: dict[str, str | int | float | bool | None] = field(default_factory=dict)
-    """What fsspec needs to reach the stores of `pairs` and `output`, such as `endpoint_url`. Keep secrets out of it, for it
-    is written to `run_dir`: stores take them from the environment."""
+    """What fsspec needs to reach the stores of `pairs` and `output`, such as `endpoint_url`. Secrets are better left to the environment,
+    where stores find them; those that are given are used, but never written down."""
     fetch_attempts: int = 5
     """How often a tar of a store is asked for before its shard fails; the waits between double."""
     cache_folder: str | None = None

@@ -19,6 +19,9 @@ class IngestConfig:
     """Decides which pairs are held out."""
     image_column: str | None = None
     """Column of a captions file with the picture's path, relative to the file; by default image, image_path, file_name or path."""
+    image_root: str | None = None
+    """Folder that the pictures of a captions file lie beneath, by default the file's own; rows that name others are quarantined, so that
+    a captions file from elsewhere can't make files of this machine part of a data set."""
     caption_column: str | None = None
     """Column with the caption, or in JSONL a list of them; by default captions, caption or text."""
     key_column: str | None = None

@@ -13,7 +13,15 @@ from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.config.mixture import CurriculumConfig, SourceConfig, WeighBy, check_mixture
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.parameters import NewRows, ParametersConfig
-from lavit_dist.config.training import CheckpointConfig, Checks, ChecksConfig, LoggingConfig, OptimizerConfig, check_schedules
+from lavit_dist.config.training import (
+    CheckpointConfig,
+    Checks,
+    ChecksConfig,
+    FaultsConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    check_schedules,
+)
 from lavit_dist.errors import check
 
 
@@ -138,6 +146,7 @@ class PretrainConfig:
     """Compile each block with torch.compile; the first steps wait for it, and CPUs need a C++ compiler."""
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
     logging: LoggingConfig = LoggingConfig()
     checks: Checks = ChecksConfig()
     seed: Seed = 0

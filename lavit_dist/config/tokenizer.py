@@ -12,7 +12,7 @@ from lavit_dist.config.base import Seed, config
 from lavit_dist.config.images import ImagesConfig
 from lavit_dist.config.model import CodebookConfig, MergerConfig, TokenizerDecoderConfig, VisionEncoderConfig, VisualTokenizerConfig
 from lavit_dist.config.tokenizer_health import TokenizerHealthConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig, Schedule, check_schedules
+from lavit_dist.config.training import CheckpointConfig, FaultsConfig, LoggingConfig, OptimizerConfig, Schedule, check_schedules
 from lavit_dist.errors import check
 
 Part = Literal["selector", "merger", "projection", "codebook", "decoder"]
@@ -145,6 +145,7 @@ class TrainTokenizerConfig:
     """Folder of the features on disk, which runs over the same tars and tower may share; None is RUN_DIR/features."""
     optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.99), eps=1e-6, weight_decay=0.001, warmup_steps=500)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
     logging: LoggingConfig = LoggingConfig()
     health: TokenizerHealthConfig = TokenizerHealthConfig()
     """What is watched, how often, and what happens when the tokenizer collapses."""

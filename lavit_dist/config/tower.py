@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from lavit_dist.config.base import Seed, config
 from lavit_dist.config.images import MAX_PIXELS
 from lavit_dist.config.model import VisionEncoderConfig
-from lavit_dist.config.training import CheckpointConfig, LoggingConfig, OptimizerConfig, check_schedules
+from lavit_dist.config.training import CheckpointConfig, FaultsConfig, LoggingConfig, OptimizerConfig, check_schedules
 from lavit_dist.errors import check
 
 
@@ -57,6 +57,7 @@ class TrainTowerConfig:
     """Largest picture that is decoded, pixels (Pillow's own limit); larger ones are passed over."""
     optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
     logging: LoggingConfig = LoggingConfig()
     num_threads: PositiveInt | None = None
     """CPU threads per process; None leaves torch's choice."""

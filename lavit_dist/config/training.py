@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lavit_dist.config.base import config
 from lavit_dist.errors import check
@@ -101,16 +101,46 @@ def check_schedules(schedules: Mapping[str, tuple[OptimizerConfig, int]]) -> Non
 
 @config
 class CheckpointConfig:
-    """When checkpoints are written; a run always resumes from the newest good one in its run folder."""
+    """When checkpoints are written and which are kept; a run always resumes from the newest good one in its run folder."""
 
     every_steps: int = 1000
-    """Steps between checkpoints; the last step always writes one."""
+    """Steps between checkpoints; the last step always writes one, and so does a run that is asked to stop."""
+    asynchronous: bool = True
+    """Write while training goes on: it stands still while state is copied to host memory, which must have room for it."""
     keep_last: int = 2
-    """How many of the newest checkpoints to keep."""
+    """How many of the newest checkpoints to keep; those before it are there if the newest is damaged."""
+    keep_every: NonNegativeInt = 0
+    """Keep for good those whose step is a multiple of this; 0 keeps none for that."""
+    keep_best: NonNegativeInt = 0
+    """Keep as many of those with the lowest mean loss since the checkpoint before."""
 
     def validate(self) -> None:
         check(self.every_steps > 0, f"checkpoint.every_steps {self.every_steps} must be at least 1.")
         check(self.keep_last > 0, f"checkpoint.keep_last {self.keep_last} must be at least 1.")
+        check(
+            self.keep_every % self.every_steps == 0,
+            f"checkpoint.keep_every {self.keep_every} is not a multiple of checkpoint.every_steps {self.every_steps}, so that few of the"
+            f" steps it names are ever written; choose {max(1, round(self.keep_every / self.every_steps)) * self.every_steps}.",
+        )
+
+
+@config
+class FaultsConfig:
+    """What a run does about numbers that go wrong and ranks that hang."""
+
+    bad_steps: PositiveInt = 8
+    """After how many steps in a row whose gradient isn't finite, or whose loss is a spike, the run goes back to the checkpoint before
+    them and leaves out the batches since. A step whose gradient isn't finite is never taken: its batch is skipped."""
+    roll_backs: NonNegativeInt = 3
+    """How often a run goes back before it gives up."""
+    spike_deviations: NonNegativeFloat = 0.0
+    """A loss is a spike when it lies so many standard deviations above the mean of the steps before (PaLM's runs were set back by hand
+    for it); 0 looks for none. 6 is rarely seen by chance."""
+    spike_window: Annotated[int, Field(ge=8)] = 128
+    """Over how many steps mean and deviation are taken."""
+    hang_seconds: PositiveFloat = 1800.0
+    """How long a step, a save or a collective may take before the run is ended, with a record of what each rank was doing, so that it can
+    be started again. Compilation in the first step counts."""
 
 
 @config

@@ -13,15 +13,27 @@ from lavit_dist.errors import check
 
 
 class GlobalBatches:
-    """Step s trains on rows s*G to (s+1)*G, of one id set or a mixture; row r of those goes to data rank r % data_size."""
+    """Step s trains on rows s*G to (s+1)*G, of one id set or a mixture; row r of those goes to data rank r % data_size.
+
+    After `skip(n)` it trains on those n*G later.
+    """
 
     def __init__(self, rows: RowDataset | MixedRows, global_batch_size: int) -> None:
         self.rows = rows if isinstance(rows, MixedRows) else MixedRows.of(rows)
         self.global_batch_size = global_batch_size
+        self.skipped = 0
+        """How many batches were left out."""
+
+    def skip(self, count: int) -> None:
+        """Leaves out `count` batches from here on."""
+        self.skipped += count
+
+    def _first_row(self, step: int) -> int:
+        return (step + self.skipped) * self.global_batch_size
 
     def labels(self, step: int) -> tuple[int, int]:
         """Tokens of text and of images that have a label in the global batch; known from lengths alone."""
-        first = step * self.global_batch_size
+        first = self._first_row(step)
         of_rows = [self.rows.labels(row) for row in range(first, first + self.global_batch_size)]
         return sum(text for text, _ in of_rows), sum(image for _, image in of_rows)
 
@@ -46,7 +58,7 @@ class GlobalBatches:
             f"global_batch_size {self.global_batch_size} is not a multiple of data-parallel size {data_size} x micro_batch_size"
             f" {micro_batch_size}; choose a multiple of {data_size * micro_batch_size}.",
         )
-        first = step * self.global_batch_size
+        first = self._first_row(step)
         mine = range(first + data_rank, first + self.global_batch_size, data_size)
         weight = 1.0 / self.total_weight(step)
         return [
@@ -64,16 +76,16 @@ class GlobalBatches:
 
     def check_suffice(self, total_steps: int) -> None:
         """Raises `UserError` when the rows end before `total_steps`."""
-        self.rows.check_suffice(total_steps * self.global_batch_size)
+        self.rows.check_suffice(self._first_row(total_steps))
 
     def shares_consumed(self, step: int) -> dict[str, float]:
         """The share of each source in the rows before step `step`; nothing where there is one source alone."""
-        shares = self.rows.shares_consumed(step * self.global_batch_size)
+        shares = self.rows.shares_consumed(self._first_row(step))
         return shares if len(shares) > 1 else {}
 
     def state(self, step: int) -> dict[str, Any]:
         """Where step `step` begins. Nothing in it depends on ranks."""
-        return self.rows.state(step * self.global_batch_size)
+        return self.rows.state(self._first_row(step)) | {"batches_skipped": self.skipped}
 
     def check_state(self, state: Mapping[str, Any], kept: Path | None = None) -> None:
         """Raises `UserError` when a run with this `state` trained on other data or rows than these.
@@ -85,3 +97,4 @@ class GlobalBatches:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state`. Raises `UserError` when a run with it trained on other data or rows than these."""
         self.rows.load_state(state)
+        self.skipped = state["batches_skipped"]

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -97,6 +97,11 @@ def parse_manifest(content: bytes, folder: Path | str) -> Manifest:
         raise UserError(
             f"{path} is not a manifest ({type(error).__name__}); run the program of data_prep/ that makes the set again."
         ) from error
+    for shard in shards:
+        if shard.name != PurePosixPath(shard.name).name or shard.name in ("", "..") or "\\" in shard.name:
+            raise UserError(
+                f"{path} names the shard {shard.name!r}, which is no plain file name, so the set isn't trusted; make it again."
+            )
     if not any(shard.documents for shard in shards):
         raise UserError(f"The id set {folder} holds no document; see its *.quarantine.jsonl files for what was refused and why.")
     _check_encodings(folder, shards)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,16 +46,17 @@ class Columns:
     key: str | None = None
 
 
-def read_source(source: Path, columns: Columns) -> tuple[list[SourcePair], list[Quarantined]]:
+def read_source(source: Path, columns: Columns, image_root: Path | None = None) -> tuple[list[SourcePair], list[Quarantined]]:
     """Lists the pairs of a folder of pictures with .txt captions, a folder with a captions file or tars in it, or a captions file.
 
-    Rows that name the same picture become one pair with several captions. Raises `UserError` when `source` is none of these.
+    Rows that name the same picture become one pair with several captions; pictures must lie beneath `image_root`, or the captions file's
+    folder. Raises `UserError` when `source` is none of these.
     """
     check(
         source.exists(), f"source {source} does not exist; name a folder of pictures and captions, or a .csv, .tsv or .jsonl file."
     )
     if source.is_file():
-        return _read_table(source, columns)
+        return _read_table(source, columns, image_root or source.parent)
     check(
         source.is_dir(),
         f"source {source} is neither a folder nor a file; name a folder of pictures and captions, or a captions file.",
@@ -67,7 +69,7 @@ def read_source(source: Path, columns: Columns) -> tuple[list[SourcePair], list[
         raise UserError(
             f"source {source} holds several captions files ({', '.join(path.name for path in tables)}); name the one to use."
         )
-    return _read_table(tables[0], columns) if tables else _read_folder(source)
+    return _read_table(tables[0], columns, image_root or source) if tables else _read_folder(source)
 
 
 def _read_folder(folder: Path) -> tuple[list[SourcePair], list[Quarantined]]:
@@ -120,7 +122,7 @@ def _read_tars(tars: list[Path]) -> tuple[list[SourcePair], list[Quarantined]]:
     return pairs, quarantined
 
 
-def _read_table(path: Path, columns: Columns) -> tuple[list[SourcePair], list[Quarantined]]:
+def _read_table(path: Path, columns: Columns, root: Path) -> tuple[list[SourcePair], list[Quarantined]]:
     check(
         path.suffix.lower() in TABLE_SUFFIXES,
         f"source {path} is not a folder and does not end in {', '.join(TABLE_SUFFIXES)}; convert it to one of these, or name the folder of the tars that it is one of.",
@@ -142,7 +144,7 @@ def _read_table(path: Path, columns: Columns) -> tuple[list[SourcePair], list[Qu
     pairs: dict[str, SourcePair] = {}
     for where, row in rows:
         try:
-            image = _image_name(row.get(image_column))
+            image = _image_name(row.get(image_column), path.parent, root)
             captions = _captions(row.get(caption_column))
         except SampleError as error:
             quarantined.append(Quarantined.of(str(row.get(key_column) or where), STAGE, error))
@@ -192,12 +194,15 @@ def _choose_column(path: Path, setting: str, wanted: str | None, usual: tuple[st
     return found
 
 
-def _image_name(value: Any) -> str:
+def _image_name(value: Any, folder: Path, root: Path) -> str:
     if not isinstance(value, str) or not value.strip():
         raise SampleError("missing_image", "the row names no picture")
     if "://" in value:
         raise SampleError("missing_image", f"{value} is an address; download the pictures first, for example with img2dataset")
-    return value.strip()
+    name = value.strip()
+    if not Path(os.path.normpath(folder.absolute() / name)).is_relative_to(os.path.normpath(root.absolute())):
+        raise SampleError("outside_folder", f"{name} doesn't lie beneath {root}; name a folder that it lies beneath in image_root")
+    return name
 
 
 def _captions(value: Any) -> tuple[str, ...]:

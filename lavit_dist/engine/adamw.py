@@ -16,6 +16,8 @@ from lavit_dist.config.training import OptimizerConfig
 from lavit_dist.errors import check
 from lavit_dist.parallel.apex import has_apex_kernels
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's averages, by the name that torch, apex and DeepSpeed give them."""
 APEX_KERNELS = "amp_C"
 """apex's extension with the kernel of its FusedAdam."""
 
@@ -50,6 +52,13 @@ def apex_adamw(
     from apex.optimizers import FusedAdam
 
     return lambda groups: FusedAdam(groups, adam_w_mode=True, **_settings(optimizer))
+
+
+def begin_adam(state: dict[str, Any], parameter: torch.Tensor) -> None:
+    """Fills the state that Adam would make for `parameter` in its first step, where there is none."""
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state |= {kind: torch.zeros_like(parameter) for kind in MOMENTS}
 
 
 def _settings(optimizer: OptimizerConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lavit_dist.checkpoint.snapshot import Snapshot
 from lavit_dist.config.tower import TrainTowerConfig
 from lavit_dist.data.hashing import stable_hash
 from lavit_dist.data.pair_batches import PairBatches
@@ -16,14 +17,20 @@ from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.models.contrastive import ContrastiveModel, contrastive_loss
 from lavit_dist.parallel.distributed import device, gather, gather_with_gradient, mean_over_ranks, world_size
 
+SKIPPED = "batches_skipped"
+
 
 class ContrastiveTraining:
     """A `Trainable`: CLIP's loss over the global batch of pairs."""
+
+    memory_advice = "Start more processes, or lower global_batch_size, which also decides how many pairs are told apart."
 
     def __init__(self, config: TrainTowerConfig, model: ContrastiveModel, text: TextTokenizer, batches: PairBatches) -> None:
         self.config = config
         self.text = text
         self.batches = batches
+        self.skipped = 0
+        """How many batches were left out."""
         self.engine = DataParallelEngine(
             model.to(device()),
             optimizer=config.optimizer,
@@ -33,7 +40,7 @@ class ContrastiveTraining:
         )
 
     def train_step(self, step: int) -> Mapping[str, float]:
-        batch = self.batches.batch(step)
+        batch = self.batches.batch(step + self.skipped)
         ids, mask = self._encode(batch.captions)
         pictures, captions, scale = self.engine.module(batch.pixel_values.to(device()), ids, mask)
         pictures, captions = gather_with_gradient(pictures.float()), gather_with_gradient(captions.float())
@@ -44,11 +51,15 @@ class ContrastiveTraining:
         self.engine.backward(loss)
         return mean_over_ranks(metrics) | self.engine.step() | {"images": float(self.config.global_batch_size)}
 
-    def save(self, folder: Path) -> None:
-        self.engine.save(folder)
+    def snapshot(self) -> Snapshot:
+        return self.engine.snapshot({}, {SKIPPED: self.skipped})
 
     def load(self, folder: Path) -> None:
-        self.engine.load(folder)
+        _, facts = self.engine.load(folder)
+        self.skipped = facts[SKIPPED]
+
+    def skip_batches(self, count: int) -> None:
+        self.skipped += count
 
     def _encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask [batch, token], padded to the longest caption."""

@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lavit_dist.checkpoint.snapshot import Snapshot
 from lavit_dist.config.training import OptimizerConfig
 from lavit_dist.engine.adamw import apex_adamw, deepspeed_optimizer
+from lavit_dist.engine.engine_state import engine_snapshot, load_engine
 from lavit_dist.engine.muon import MuonWithAdamW
 from lavit_dist.engine.schedule import parameter_groups, scheduler_factory
+from lavit_dist.engine.skipped_steps import keep_schedule, skip_in_fp32
+from lavit_dist.errors import check
+from lavit_dist.files import read_json
+from lavit_dist.parallel.distributed import rank, world_size
+from lavit_dist.parallel.topology import Layout
 
-TAG = "deepspeed"
-"""Folder of DeepSpeed's files inside a checkpoint."""
+TENSORS, FACTS = "state.safetensors", "state.json"
+"""Buffers and what else a training needs to go on, inside a checkpoint."""
+BUFFER = "buffer."
 
 
 class DataParallelEngine:
@@ -67,10 +76,13 @@ class DataParallelEngine:
             self.module.step()  # only counts the micro-batch
 
     def step(self) -> dict[str, float]:
-        """Clipping, optimizer, schedule; returns the step's `learning_rate` and `grad_norm`."""
+        """Clipping, optimizer, schedule; returns the step's `learning_rate` and `grad_norm`. One that isn't finite moves nothing."""
         learning_rate = self.module.get_lr()[0]
         grad_norm = self._grad_norm()
+        if grad_norm is not None:
+            skip_in_fp32(self.module, self.module.module.parameters(), grad_norm)
         self.module.step()
+        keep_schedule(self.module)
         if grad_norm is None:
             grad_norm = self.module.get_global_grad_norm()
         return {"learning_rate": float(learning_rate), "grad_norm": float(grad_norm)}
@@ -86,11 +98,36 @@ class DataParallelEngine:
         """Lets go of the module, which another engine may then take."""
         self.module.destroy()
 
-    def save(self, folder: Path, client_state: dict[str, Any] | None = None) -> None:
-        """Writes weights, buffers, optimizer and schedule under `folder`. Collective."""
-        self.module.save_checkpoint(str(folder), tag=TAG, client_state=client_state or {}, save_latest=False)
+    def snapshot(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Snapshot:
+        """Weights, buffers, optimizer and schedule, and beside them what the training gives, alike on all ranks. Collective."""
+        engine = engine_snapshot(self.module, self._layout)
+        if rank() != 0:
+            return engine
+        buffers = {BUFFER + name: buffer for name, buffer in self._buffers().items()}
+        return engine | Snapshot({TENSORS: {**buffers, **tensors}}, {FACTS: dict(facts)})
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Restores what `save` wrote and returns its client state. Collective."""
-        _, client_state = self.module.load_checkpoint(str(folder), tag=TAG)
-        return client_state
+    @torch.no_grad()
+    def load(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Restores the engine from what any number of ranks wrote, and returns what the training gave beside it.
+
+        Raises `UserError` for what is missing.
+        """
+        check(
+            (folder / TENSORS).exists() and (folder / FACTS).exists(),
+            f"{folder} is no checkpoint of this kind of training: {TENSORS} or {FACTS} is missing; name another run_dir.",
+        )
+        tensors, facts = load_file(folder / TENSORS), read_json(folder / FACTS, "resume from an earlier step")
+        load_engine(self.module, self._layout, folder, None)
+        for name, buffer in self._buffers().items():
+            check(BUFFER + name in tensors, f"{folder / TENSORS} lacks the buffer {name}; give a step of a run with this model.")
+            buffer.copy_(tensors.pop(BUFFER + name))
+        return tensors, facts
+
+    @property
+    def _layout(self) -> Layout:
+        return Layout(tensor_size=1, pipe_size=1, data_size=world_size())
+
+    def _buffers(self) -> dict[str, Tensor]:
+        module = self.module.module
+        kept = module.state_dict().keys()
+        return {name: buffer for name, buffer in module.named_buffers() if name in kept}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,15 +11,17 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from lavit_dist.checkpoint.snapshot import Snapshot
 from lavit_dist.config.decoder import TrainDecoderConfig
 from lavit_dist.data.hashing import stable_hash
+from lavit_dist.data.image_order import places
 from lavit_dist.engine.averaged_weights import AveragedWeights
 from lavit_dist.engine.data_parallel import DataParallelEngine
 from lavit_dist.engine.decoder_examples import Examples
 from lavit_dist.models.pixel_decoder import PixelDecoder
 from lavit_dist.parallel.distributed import device, mean_over_ranks, rank, world_size
 
-AVERAGES, DATA = "averaged_weights", "data"
+DATA, SKIPPED = "data", "batches_skipped"
 
 
 class Draws(NamedTuple):
@@ -35,6 +38,8 @@ class Draws(NamedTuple):
 class DecoderTraining:
     """A `Trainable`: the U-Net and `unet_proj` by gradient, and a moving average of both, which is the product."""
 
+    memory_advice = "Start more processes, lower global_batch_size, or set zero_stage to 2; feature_cache_bytes counts, too."
+
     def __init__(
         self,
         config: TrainDecoderConfig,
@@ -44,6 +49,8 @@ class DecoderTraining:
     ) -> None:
         self.config = config
         self.examples = examples
+        self.skipped = 0
+        """How many batches of examples were left out."""
         self.scheduler = scheduler
         self.decoder = decoder.to(device())
         self.averages = AveragedWeights(self.decoder, config.ema_decay)
@@ -58,7 +65,7 @@ class DecoderTraining:
         )
 
     def train_step(self, step: int) -> Mapping[str, float]:
-        clean, features = self.examples.batch(step)
+        clean, features = self.examples.batch(step + self.skipped)
         draws = draw(step, clean.shape, self.config)
         timesteps, noise, dropped = (part.to(device()) for part in draws)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
@@ -69,20 +76,25 @@ class DecoderTraining:
         metrics = mean_over_ranks({"loss": loss.item(), "error": error.mean().item()})
         self.engine.backward(loss)
         metrics |= self.engine.step()
-        self.averages.update(step)
+        if math.isfinite(metrics["grad_norm"]):
+            self.averages.update(step)
         return metrics | {"images": float(self.config.global_batch_size)}
 
     def product(self) -> PixelDecoder:
         """The decoder to publish."""
         return self.averages.product
 
-    def save(self, folder: Path) -> None:
-        self.engine.save(folder, {AVERAGES: self.averages.state_dict(), DATA: self.examples.state()})
+    def snapshot(self) -> Snapshot:
+        return self.engine.snapshot(self.averages.state_dict(), {DATA: self.examples.state(), SKIPPED: self.skipped})
 
     def load(self, folder: Path) -> None:
-        state = self.engine.load(folder)
-        self.examples.check_state(state[DATA])
-        self.averages.load_state_dict(state[AVERAGES])
+        averages, facts = self.engine.load(folder)
+        self.examples.check_state(facts[DATA])
+        self.averages.load_state_dict(averages)
+        self.skipped = facts[SKIPPED]
+
+    def skip_batches(self, count: int) -> None:
+        self.skipped += count
 
     def _weights(self, timesteps: Tensor) -> Tensor:
         """Weight [batch] of each squared error: error of the noise = SNR x error of the image, whichever is predicted."""
@@ -103,12 +115,14 @@ class _Denoising(nn.Module):
 
 
 def draw(step: int, shape: torch.Size, config: TrainDecoderConfig) -> Draws:
-    """A pure function of the seed, the step and the rank, so that a resumed run draws the same."""
-    generator = torch.Generator().manual_seed(stable_hash("diffusion", config.seed, step, rank()) >> 1)
-    timesteps = torch.randint(config.model.num_train_timesteps, shape[:1], generator=generator)
-    noise = torch.randn(shape, generator=generator)
-    dropped = torch.rand(shape[:1], generator=generator) < config.condition_dropout
-    return Draws(timesteps, noise, dropped)
+    """A pure function of the seed, the step and each image's place in the global batch: neither a resume nor other ranks draw otherwise."""
+    timesteps, noises, dropped = [], [], []
+    for place in places(config.global_batch_size, rank(), world_size()):
+        generator = torch.Generator().manual_seed(stable_hash("diffusion", config.seed, step, place) >> 1)
+        timesteps.append(torch.randint(config.model.num_train_timesteps, (), generator=generator))
+        noises.append(torch.randn(shape[1:], generator=generator))
+        dropped.append(torch.rand((), generator=generator) < config.condition_dropout)
+    return Draws(torch.stack(timesteps), torch.stack(noises), torch.stack(dropped))
 
 
 def signal_to_noise(scheduler: DDIMScheduler) -> Tensor:

@@ -1,6 +1,7 @@
 """A DeepSpeed engine's weights, masters, optimizer state and counters, saved so that an engine of any layout goes on from them.
 
 STEP/weights/      see `lavit_dist.checkpoint.weight_parts`
+STEP/engine.json   how many steps were taken, and how many of them moved the weights
 """
 
 from __future__ import annotations
@@ -13,33 +14,40 @@ import torch
 from torch import Tensor
 
 from lavit_dist.checkpoint.llama_state import WEIGHTS_FOLDER
-from lavit_dist.checkpoint.weight_parts import WEIGHT, Part, WeightParts, write_index, write_parts
+from lavit_dist.checkpoint.snapshot import Snapshot
+from lavit_dist.checkpoint.weight_parts import INDEX, WEIGHT, Part, WeightParts, index_of
 from lavit_dist.config.model import LlamaConfig
-from lavit_dist.engine.held_weights import MOMENTS, HeldWeight, held_weights
-from lavit_dist.parallel.distributed import barrier, gather_objects, rank
+from lavit_dist.engine.held_weights import HeldWeight, begin_state, held_weights, optimizer_states, optimizer_steps
+from lavit_dist.files import read_json
+from lavit_dist.parallel.distributed import gather_objects, rank
 from lavit_dist.parallel.topology import Layout
 
+ENGINE = "engine.json"
 
-def save_engine(engine: Any, layout: Layout, step: Path) -> None:
-    """Writes what `load_engine` reads. Each number is written by one rank. Collective."""
-    folder = step / WEIGHTS_FOLDER
-    if rank() == 0:
-        folder.mkdir(parents=True)
-    barrier()
-    mine = list(_parts(engine, layout, f"part-{rank():05d}.safetensors"))
-    if mine:
-        write_parts(folder, mine[0][0].file, mine)
+
+def engine_snapshot(engine: Any, layout: Layout) -> Snapshot:
+    """What `load_engine` reads. Each number is in one rank's snapshot. Collective."""
+    file = f"part-{rank():05d}.safetensors"
+    mine = list(_parts(engine, layout, file))
     every = gather_objects([part for part, _ in mine])
-    if rank() == 0:
-        write_index(folder, layout.tensor_size, [part for of_rank in every for part in of_rank])
+    tensors = {f"{WEIGHTS_FOLDER}/{file}": {part.key: tensor.detach() for part, tensor in mine}} if mine else {}
+    if rank() != 0:
+        return Snapshot(tensors)
+    updates = max(optimizer_steps(engine), default=engine.global_steps)
+    index = index_of(layout.tensor_size, [part for of_rank in every for part in of_rank])
+    return Snapshot(tensors, {f"{WEIGHTS_FOLDER}/{INDEX}": index, ENGINE: {"steps": engine.global_steps, "updates": updates}})
 
 
 @torch.no_grad()
-def load_engine(engine: Any, layout: Layout, step: Path, steps_taken: int, model: LlamaConfig) -> None:
-    """Makes the engine what it was after `steps_taken` steps, under whatever layout. Raises `UserError` for what is missing."""
+def load_engine(engine: Any, layout: Layout, step: Path, model: LlamaConfig | None) -> None:
+    """Makes the engine what it was, under whatever layout. Raises `UserError` for what is missing.
+
+    `model` says how tensor-parallel ranks share out the weights; None where they never do.
+    """
     saved = WeightParts(step / WEIGHTS_FOLDER)
+    counted = read_json(step / ENGINE, "give another step folder")
     tensor_rank, size = layout.coordinates(rank()).tensor, layout.tensor_size
-    _begin_state(engine)
+    begin_state(engine)
     for weight in held_weights(engine):
         _fill(weight, WEIGHT, saved.share(weight.name, WEIGHT, model, tensor_rank, size).flatten())
         for kind in weight.moments:
@@ -47,7 +55,7 @@ def load_engine(engine: Any, layout: Layout, step: Path, steps_taken: int, model
                 _fill(weight, kind, saved.share(weight.name, kind, model, tensor_rank, size).flatten())
             else:  # it was frozen
                 weight.moments[kind].zero_()
-    _count(engine, steps_taken)
+    _count(engine, counted["steps"], counted["updates"])
 
 
 def _parts(engine: Any, layout: Layout, file: str) -> Iterator[tuple[Part, Tensor]]:
@@ -100,26 +108,15 @@ def _fill_zero_3(weight: HeldWeight, kind: str, values: Tensor) -> None:
         safe_set_local_optimizer_state(parameter, padded, kind)
 
 
-def _begin_state(engine: Any) -> None:
-    """Gives the optimizer the state that it would make in its first step."""
-    optimizer = engine.basic_optimizer
-    flat = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO-3 has them in the groups only while it steps
-    for parameter in flat or [parameter for group in optimizer.param_groups for parameter in group["params"]]:
-        state = optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state |= {kind: torch.zeros_like(parameter) for kind in MOMENTS}
-
-
-def _count(engine: Any, steps: int) -> None:
-    """Sets all that counts steps, and the learning rates with it."""
+def _count(engine: Any, steps: int, updates: int) -> None:
+    """Sets all that counts: the learning rates by the steps, the optimizer's corrections by those that weren't skipped."""
     optimizer, scheduler = engine.basic_optimizer, engine.lr_scheduler
-    for state in optimizer.state.values():
+    for state in optimizer_states(engine).values():
         if "step" in state:
-            state["step"] = torch.full_like(state["step"], steps) if isinstance(state["step"], Tensor) else steps
+            state["step"] = torch.full_like(state["step"], updates) if isinstance(state["step"], Tensor) else updates
     for group in optimizer.param_groups:
         if "step" in group or type(optimizer).__module__.startswith("apex"):  # apex counts per group
-            group["step"] = steps
+            group["step"] = updates
     scheduler.last_epoch, scheduler._step_count = steps, steps + 1
     rates = [base * factor(steps) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):

@@ -12,6 +12,8 @@ from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
+from lavit_dist.engine.skipped_steps import skip_in_fp32
+
 
 def correct_gradient_norm(engine: Any) -> None:
     """Makes `engine` measure, and clip by, the norm over all of its layout's ranks. Collective."""
@@ -66,6 +68,8 @@ def _clip_fp32_gradients(engine: Any) -> None:
         square += grad.float().square().sum()
     dist.all_reduce(square, group=engine.mpu.get_model_parallel_group())
     engine._global_grad_norm = square.sqrt()
+    skip_in_fp32(engine, parameters, float(engine._global_grad_norm))
     scale = (engine.gradient_clipping() / (engine._global_grad_norm + 1e-6)).clamp(max=1.0)
     for parameter in parameters:
-        parameter.grad.mul_(scale)
+        if parameter.grad is not None:
+            parameter.grad.mul_(scale)

@@ -8,8 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's averages, by the name that torch, apex and DeepSpeed give them."""
+from lavit_dist.engine.adamw import MOMENTS, begin_adam
+from lavit_dist.engine.muon import MOMENTUM_BUFFER, MuonWithAdamW
+
+KINDS = (*MOMENTS, MOMENTUM_BUFFER)
+"""All of an optimizer's state that goes with a weight."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class HeldWeight:
     master: Tensor | None = None
     """The fp32 numbers of which `part` is the rounded form; None without ZeRO, where the weight is its own."""
     moments: dict[str, Tensor] = field(default_factory=dict)
-    """Adam's averages of `part`; empty before the first step."""
+    """The optimizer's averages of `part`; empty before the first step."""
     start: int = 0
     """Where `part` begins in the tensor rank's share of the weight."""
 
@@ -33,34 +36,53 @@ class HeldWeight:
 def held_weights(engine: Any) -> Iterator[HeldWeight]:
     """Every parameter of this rank's part of a DeepSpeed engine's model."""
     held = {0: _without_zero, 1: _of_zero_1_2, 2: _of_zero_1_2, 3: _of_zero_3}[engine.zero_optimization_stage()]
+    states = optimizer_states(engine)
     for name, parameter in engine.module.named_parameters():
-        yield held(engine.basic_optimizer, name, parameter)
+        yield held(engine.basic_optimizer, states, name, parameter)
+
+
+def optimizer_states(engine: Any) -> dict[Any, dict[str, Any]]:
+    """The optimizer's state by parameter, or by the flat part of several that ZeRO gives it."""
+    optimizer = engine.basic_optimizer
+    return optimizer.states() if isinstance(optimizer, MuonWithAdamW) else optimizer.state
+
+
+def begin_state(engine: Any) -> None:
+    """Gives the optimizer the state that it would make in its first step, where it has none."""
+    optimizer = engine.basic_optimizer
+    if isinstance(optimizer, MuonWithAdamW):
+        optimizer.begin()
+        return
+    flat = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO-3 has them in the groups only while it steps
+    for parameter in flat or [parameter for group in optimizer.param_groups for parameter in group["params"]]:
+        begin_adam(optimizer.state[parameter], parameter)
 
 
 def optimizer_steps(engine: Any) -> set[int]:
     """Every number of updates that the optimizer's state holds: one when all is well, none before the first."""
-    optimizer = engine.basic_optimizer
-    steps = {int(state["step"]) for state in optimizer.state.values() if "step" in state}
-    return steps or {int(group["step"]) for group in optimizer.param_groups if "step" in group}  # apex counts per group
+    steps = {int(state["step"]) for state in optimizer_states(engine).values() if "step" in state}
+    return steps or {
+        int(group["step"]) for group in engine.basic_optimizer.param_groups if "step" in group
+    }  # apex counts per group
 
 
-def _without_zero(optimizer: Any, name: str, parameter: nn.Parameter) -> HeldWeight:
-    whole, state = parameter.detach().flatten(), optimizer.state.get(parameter, {})
-    return HeldWeight(name, parameter, whole, whole, moments={key: state[key].flatten() for key in MOMENTS if key in state})
+def _without_zero(optimizer: Any, states: Any, name: str, parameter: nn.Parameter) -> HeldWeight:
+    whole, state = parameter.detach().flatten(), states.get(parameter, {})
+    return HeldWeight(name, parameter, whole, whole, moments={key: state[key].flatten() for key in KINDS if key in state})
 
 
-def _of_zero_1_2(optimizer: Any, name: str, parameter: nn.Parameter) -> HeldWeight:
+def _of_zero_1_2(optimizer: Any, states: Any, name: str, parameter: nn.Parameter) -> HeldWeight:
     whole, mapping = parameter.detach().flatten(), getattr(parameter, "_hp_mapping", None)
     if mapping is None:
         return HeldWeight(name, parameter, whole, None)
     group = optimizer.param_groups[mapping.param_group_index]
-    state, place = optimizer.state.get(group["params"][0], {}), mapping.hp_fragment_address
+    state, place = states.get(group["params"][0], {}), mapping.hp_fragment_address
     moments = {key: state[key].narrow(0, place.start, place.numel) for key in MOMENTS if key in state}
     start = mapping.lp_fragment_address.start
     return HeldWeight(name, parameter, whole, mapping.lp_fragment, mapping.hp_fragment.detach(), moments, start)
 
 
-def _of_zero_3(optimizer: Any, name: str, parameter: Any) -> HeldWeight:
+def _of_zero_3(optimizer: Any, states: Any, name: str, parameter: Any) -> HeldWeight:
     from deepspeed import comm
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
     from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
@@ -74,5 +96,5 @@ def _of_zero_3(optimizer: Any, name: str, parameter: Any) -> HeldWeight:
     part = parameter.ds_tensor.detach()[:real]
     if not parameter.requires_grad:
         return HeldWeight(name, parameter, whole, part, start=start)
-    moments = {key: safe_get_local_optimizer_state(parameter, key)[:real] for key in MOMENTS if optimizer.state}
+    moments = {key: safe_get_local_optimizer_state(parameter, key)[:real] for key in MOMENTS if states}
     return HeldWeight(name, parameter, whole, part, safe_get_local_fp32_param(parameter).detach()[:real], moments, start)

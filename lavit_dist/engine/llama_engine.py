@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 import shutil
 from typing import Any, cast
@@ -140,7 +141,8 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
         "optimizer": deepspeed_optimizer(config.optimizer, offloaded=config.parallel.offload_optimizer),
-        "gradient_clipping": config.optimizer.gradient_clipping,
+        # Without ZeRO the norm is measured where it is clipped by: always, so that one that isn't finite is seen.
+        "gradient_clipping": config.optimizer.gradient_clipping or (0.0 if config.parallel.zero_stage else math.inf),
         "zero_optimization": _zero(config.parallel),
         # None would round to bf16 what data-parallel ranks add up
         "communication_data_type": "fp32",

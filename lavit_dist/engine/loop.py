@@ -1,93 +1,242 @@
-"""The training loop: one for every stage. What is trained and what is watched are its two arguments."""
+"""The training loop: one for every stage. What is trained and what is watched are its arguments; faults are dealt with here alone."""
 
 from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from lavit_dist.checkpoint.store import CheckpointStore
-from lavit_dist.config.training import CheckpointConfig
+import torch
+import torch.distributed as dist
+
+from lavit_dist.checkpoint.snapshot import Snapshot
+from lavit_dist.checkpoint.store import CheckpointStore, Retention, SavedStep
+from lavit_dist.checkpoint.writer import CheckpointWriter
+from lavit_dist.config.training import CheckpointConfig, FaultsConfig
+from lavit_dist.engine.events import record_event
+from lavit_dist.engine.step_guard import StepGuard
+from lavit_dist.engine.stop_request import StopRequest
+from lavit_dist.engine.watchdog import Watchdog
 from lavit_dist.errors import UserError, check
-from lavit_dist.parallel.distributed import world_size
+from lavit_dist.files import read_json
+from lavit_dist.parallel.distributed import device, rank, world_size
+from lavit_dist.parallel.outside_faults import outside_faults_told
 
 logger = logging.getLogger(__name__)
+LOOP_FILE = "loop.json"
+"""What the loop itself must know to go on, in a step folder."""
 
 
 class Trainable(Protocol):
     """Something that can be trained step by step, saved and continued exactly. Every method is collective over all ranks."""
 
-    def train_step(self, step: int) -> Mapping[str, float]:
-        """Takes optimizer step `step` (from 0) and returns its metrics, equal on every rank that reports them."""
+    memory_advice: str
+    """A sentence that says which settings to change when memory runs out."""
 
-    def save(self, folder: Path) -> None:
-        """Writes everything that the next step depends on into `folder`."""
+    def train_step(self, step: int) -> Mapping[str, float]:
+        """Takes optimizer step `step` (from 0) and returns its metrics, `loss` and `grad_norm` among them, equal on all ranks.
+
+        A step whose gradient isn't finite must leave everything as it was but for the place in the data.
+        """
+
+    def snapshot(self) -> Snapshot:
+        """Everything that the next step depends on: this rank's part of it."""
 
     def load(self, folder: Path) -> None:
-        """Restores what `save` wrote."""
+        """Restores what all ranks' snapshots held, whatever the number of ranks that wrote them."""
+
+    def skip_batches(self, count: int) -> None:
+        """Leaves out the next `count` batches of the data."""
 
 
 class Callback:
     """Watches a run. Every method may be overridden; the loop calls them on every rank, in order."""
 
     def on_start(self, start_step: int, total_steps: int) -> None:
-        """Before step `start_step`, which is above 0 in a resumed run."""
+        """Before step `start_step`, which is above 0 in a resumed run; also when the run has gone back to it."""
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """After `step` optimizer steps in all; `metrics` holds the trainable's figures and `seconds`, the step's wall time."""
 
     def on_end(self) -> None:
-        """After the last step and its checkpoint."""
+        """After the last step and its checkpoint, or when the run stops before it."""
 
 
 def run_training(
     trainable: Trainable,
     *,
+    run_dir: Path,
     total_steps: int,
-    store: CheckpointStore,
     checkpoint: CheckpointConfig,
+    faults: FaultsConfig,
     callbacks: Sequence[Callback] = (),
-    any_ranks: bool = False,
-) -> None:
-    """Trains from the newest good checkpoint in `store`, or from step 0, to `total_steps`, writing checkpoints on the way.
+) -> bool:
+    """Trains from the newest good checkpoint under RUN_DIR/checkpoints, or from step 0, to `total_steps`, writing checkpoints on the way.
 
-    `any_ranks`: what another number of processes wrote can be loaded.
+    Returns whether it got there: False when it was asked to stop (see `StopRequest`), after a checkpoint was written. Raises `UserError`
+    when numbers go wrong again and again, and `Fault` for what failed outside of the program.
     """
-    step = 0
-    newest = store.latest()
-    if newest is not None:
-        check(
-            any_ranks or newest.ranks == world_size(),
-            f"The checkpoint {newest.folder} was written by {newest.ranks} processes, but {world_size()} were started; start"
-            f" {newest.ranks}, or train in another run_dir.",
-        )
-        step = newest.step
-        trainable.load(newest.folder)
-        logger.info("resumed from %s, step %d of %d", newest.folder, step, total_steps)
-    for callback in callbacks:
-        callback.on_start(step, total_steps)
-    while step < total_steps:
+    return _Run(trainable, run_dir, total_steps, checkpoint, faults, callbacks).train()
+
+
+class _Run:
+    def __init__(
+        self,
+        trainable: Trainable,
+        run_dir: Path,
+        total_steps: int,
+        checkpoint: CheckpointConfig,
+        faults: FaultsConfig,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.trainable, self.run_dir, self.total_steps = trainable, run_dir, total_steps
+        self.checkpoint, self.faults, self.callbacks = checkpoint, faults, callbacks
+        self.store = CheckpointStore(run_dir / "checkpoints")
+        keep = Retention(checkpoint.keep_last, checkpoint.keep_every, checkpoint.keep_best)
+        self.writer = CheckpointWriter(self.store, keep)
+        self.guard = StepGuard(faults)
+        self.losses: list[float] = []
+        """Of the steps since the last checkpoint."""
+
+    def train(self) -> bool:
+        with (
+            StopRequest(self.run_dir) as self.stop,
+            Watchdog(self.run_dir, self.faults.hang_seconds) as self.watchdog,
+        ):
+            step = self._start()
+            first, saved = step, step
+            while not (stopping := self._between_steps()) and step < self.total_steps:
+                step = self._step(step, first)
+                if self.guard.must_go_back:
+                    step = saved = self._go_back(step)
+                elif step == self.total_steps or (step % self.checkpoint.every_steps == 0 and not self.guard.bad):
+                    self._save(step)
+                    saved = step
+            self.watchdog.beat(step, "saving")
+            if step > saved:
+                self._save(step)
+            with self._told("while the last checkpoint was written"):
+                self.writer.finish()
+            for callback in self.callbacks:
+                callback.on_end()
+            done = step == self.total_steps
+            self._record("done" if done else "stopped", step)
+            if stopping:
+                self.stop.honoured()
+            if not done:
+                logger.info("stopped after step %d of %d, as asked; start the run again to go on", step, self.total_steps)
+            return done
+
+    def _start(self) -> int:
+        """The step to go on from, with everything as it was then."""
+        self.watchdog.beat(0, "loading a checkpoint")
+        with self._told("at its start"):
+            newest = self.store.latest()
+            step = 0 if newest is None else self._load(newest)
+        if newest is not None:
+            logger.info("resumed from %s, step %d of %d", newest.folder, step, self.total_steps)
+        for callback in self.callbacks:
+            callback.on_start(step, self.total_steps)
+        self._record("started", step, ranks=world_size(), torch=torch.__version__)
+        return step
+
+    def _load(self, saved: SavedStep) -> int:
+        self.trainable.load(saved.folder)
+        path = saved.folder / LOOP_FILE
+        check(path.exists(), f"{saved.folder} has no {LOOP_FILE}: an earlier version wrote it; train in another run_dir.")
+        self.guard.load_state_dict(read_json(path, "resume from an earlier step"))
+        self.losses = []
+        return saved.step
+
+    def _between_steps(self) -> bool:
+        """Whether any rank was asked to stop; on the way a checkpoint that all ranks have written becomes whole."""
+        mine = (self.stop.requested, self.writer.writing, self.writer.failed)
+        with self._told("between two steps"):
+            stopping, writing, failed = _any_rank(mine)
+            self.writer.poll(writing=writing, failed=failed)
+        return stopping
+
+    def _step(self, step: int, first: int) -> int:
+        """Takes a step, and tells of it."""
+        self.watchdog.beat(step, "training")
         start = time.perf_counter()
-        metrics = dict(trainable.train_step(step))
-        _check_finite(step, metrics)
+        with self._told(f"in step {step + 1}", retry=step > first):
+            metrics = dict(self.trainable.train_step(step))
         metrics["seconds"] = time.perf_counter() - start
         step += 1
-        for callback in callbacks:
+        problem = self.guard.judge(metrics)
+        if problem:
+            logger.warning("step %d went wrong: %s (%d in a row)", step, problem, self.guard.bad)
+            self._record("bad step", step, problem=problem)
+        if self.guard.skipped:
+            metrics["steps_skipped"] = float(self.guard.skipped)
+        if math.isfinite(metrics.get("loss", 0.0)):
+            self.losses.append(metrics.get("loss", 0.0))
+        for callback in self.callbacks:
             callback.after_step(step, metrics)
-        if step % checkpoint.every_steps == 0 or step == total_steps:
-            store.save(step, trainable.save)
-            store.prune(checkpoint.keep_last)
-    for callback in callbacks:
-        callback.on_end()
+        return step
 
+    def _save(self, step: int) -> None:
+        self.watchdog.beat(step, "saving")
+        score = statistics.fmean(self.losses) if self.losses else None
+        with self._told("while a checkpoint was written"):
+            snapshot = self.trainable.snapshot()
+            if rank() == 0:
+                snapshot |= Snapshot(objects={LOOP_FILE: self.guard.state_dict()})
+            self.writer.begin(step, snapshot, score)
+            if not self.checkpoint.asynchronous:
+                self.writer.wait()
+        self.losses = []
 
-def _check_finite(step: int, metrics: Mapping[str, float]) -> None:
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(metrics.get(name, 0.0)):
+    def _go_back(self, step: int) -> int:
+        """Loads the newest checkpoint from before the bad steps; their batches, and those since it, are left out from now on."""
+        bad, roll_backs = self.guard.bad, self.guard.roll_backs + 1
+        if roll_backs > self.faults.roll_backs:
             raise UserError(
-                f"The {name} of step {step + 1} is {metrics[name]}, so training stops before it is saved; lower"
-                " optimizer.learning_rate or lengthen optimizer.warmup_steps, and train in a new run_dir."
+                f"The last {bad} steps until step {step} went wrong after the run had gone back {self.faults.roll_backs} times"
+                " (faults.roll_backs); lower optimizer.learning_rate or lengthen optimizer.warmup_steps, and train in a new run_dir."
             )
+        self.watchdog.beat(step, "going back")
+        with self._told("while it went back"):
+            self.writer.wait()
+            saved = self.store.latest(until=step - bad)
+            check(
+                saved is not None,
+                f"The first steps went wrong, {bad} in a row until step {step}, and there is no checkpoint to go back to; lower"
+                " optimizer.learning_rate or lengthen optimizer.warmup_steps, and train in a new run_dir.",
+            )
+            assert saved is not None
+            skipped = self.guard.skipped
+            self._load(saved)
+            self.guard.skipped, self.guard.roll_backs = skipped, roll_backs - 1
+            self.guard.went_back()
+            self.trainable.skip_batches(step - saved.step)
+            if rank() == 0:
+                self.store.go_back_to(saved)
+        logger.warning(
+            "went back from step %d to %s; the %d batches since then are left out", step, saved.folder.name, step - saved.step
+        )
+        self._record("went back", step, to=saved.step)
+        for callback in self.callbacks:
+            callback.on_start(saved.step, self.total_steps)
+        return saved.step
+
+    def _told(self, doing: str, *, retry: bool = True) -> Any:
+        return outside_faults_told(doing, advice=self.trainable.memory_advice, retry=retry)
+
+    def _record(self, event: str, step: int, **details: Any) -> None:
+        if rank() == 0:
+            record_event(self.run_dir, event, step, **details)
+
+
+def _any_rank(mine: Sequence[bool]) -> list[bool]:
+    """Of each of these, whether it holds on any rank: one small collective."""
+    if world_size() == 1:
+        return list(mine)
+    flags = torch.tensor(mine, dtype=torch.int32, device=device())
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]

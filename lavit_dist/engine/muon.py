@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from lavit_dist.config.training import OptimizerConfig
+from lavit_dist.engine.adamw import begin_adam
 from lavit_dist.engine.schedule import parameter_groups
 
 MOMENTUM = 0.95
 """Muon's momentum (Jordan et al. 2024)."""
+MOMENTUM_BUFFER = "momentum_buffer"
+"""What torch's Muon calls its average."""
 
 
 HIDDEN = re.compile(r"(^|\.)(\w*blocks|mid_block)\.")
@@ -54,13 +57,21 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for part in self.parts:
             part.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
+    def states(self) -> dict[torch.Tensor, dict[str, Any]]:
+        """The state of every parameter that either part moves; a kernel's is that of its matrix."""
+        kernels = {id(matrix): kernel for kernel, matrix in self.kernels}
+        return {kernels.get(id(parameter), parameter): state for part in self.parts for parameter, state in part.state.items()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+    def begin(self) -> None:
+        """Gives both parts the state that they would make in their first step, where they have none."""
+        adam, muon = self.parts
+        for part in self.parts:
+            for parameter in [parameter for group in part.param_groups for parameter in group["params"]]:
+                state = part.state[parameter]
+                if not state and part is muon:
+                    state[MOMENTUM_BUFFER] = torch.zeros_like(parameter)
+                elif part is adam:
+                    begin_adam(state, parameter)
 
 
 def _takes_muon(name: str, parameter: nn.Parameter) -> bool:

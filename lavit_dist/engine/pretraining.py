@@ -11,20 +11,18 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from lavit_dist.checkpoint.llama_state import (
-    CheckpointFacts,
-    layout_facts,
-    read_facts,
-    write_facts,
-)
+from lavit_dist.checkpoint.llama_state import FACTS, CheckpointFacts, layout_facts, read_facts
+from lavit_dist.checkpoint.snapshot import Snapshot
+from lavit_dist.config.base import to_dict
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.global_batches import GlobalBatches
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch
 from lavit_dist.data.read_ahead import ReadAhead
 from lavit_dist.engine.checks import RankChecks
-from lavit_dist.engine.engine_state import load_engine, save_engine
+from lavit_dist.engine.engine_state import engine_snapshot, load_engine
 from lavit_dist.engine.llama_engine import build_engine
 from lavit_dist.engine.schedule import learning_rate_factor
+from lavit_dist.engine.skipped_steps import keep_schedule
 from lavit_dist.engine.throughput import device_name, peak_flops, peak_memory_gib
 from lavit_dist.models.llama import training_flops
 from lavit_dist.models.vocabulary import Vocabulary
@@ -50,6 +48,11 @@ class StepSums(NamedTuple):
 
 class Pretraining:
     """A `Trainable`: cross-entropy of the next token over packed rows; losses and updates don't depend on the layout."""
+
+    memory_advice = (
+        "Lower micro_batch_size, set activation_checkpointing.mode to full, raise parallel.tensor_parallel_size or"
+        " parallel.pipeline_parallel_size, or have parallel.zero_stage share out more; seq_len counts, too."
+    )
 
     def __init__(self, config: PretrainConfig, layout: Layout, batches: GlobalBatches, weights: Weights | None = None) -> None:
         """Starts from `weights`, or from random ones."""
@@ -85,6 +88,7 @@ class Pretraining:
                 loss = self.engine(tuple(t.to(device()) for t in inputs), Targets(*(t.to(device()) for t in targets)))
                 self.engine.backward(loss)
                 self.engine.step()
+        keep_schedule(self.engine)
         if self.checks is not None and (step + 1) % self.config.checks.every_steps == 0:
             self.checks.check_state(f"After step {step + 1}")
         sums, data_wait, memory = self._over_ranks(self._sums(micro_batches), data_wait)
@@ -97,11 +101,10 @@ class Pretraining:
             metrics["mfu"] = flops / (time.perf_counter() - start) / self.peak_flops / self.layout.world_size
         return metrics
 
-    def save(self, folder: Path) -> None:
-        """Writes the engine's state, and on rank 0 what it means; nothing random is drawn after the initial weights."""
-        save_engine(self.engine, self.layout, folder)
-        if rank() == 0:
-            write_facts(folder, self._facts(self.engine.global_steps))
+    def snapshot(self) -> Snapshot:
+        """The engine's state, and on rank 0 what it means; nothing random is drawn after the initial weights."""
+        engine = engine_snapshot(self.engine, self.layout)
+        return engine | Snapshot(objects={FACTS: to_dict(self._facts(self.engine.global_steps))}) if rank() == 0 else engine
 
     def load(self, folder: Path) -> None:
         """Goes on from a checkpoint of any layout."""
@@ -109,9 +112,15 @@ class Pretraining:
         self._read_ahead.forget()
         self.batches.load_state(facts.data)
         self.batches.check_suffice(self.config.total_steps)
-        load_engine(self.engine, self.layout, folder, facts.step, self.config.model)
+        load_engine(self.engine, self.layout, folder, self.config.model)
         if self.checks is not None:
             self.checks.check_state(f"After loading {folder.name}")
+
+    def skip_batches(self, count: int) -> None:
+        """Leaves out the rows of the next `count` steps."""
+        self._read_ahead.forget()
+        self.batches.skip(count)
+        self.batches.check_suffice(self.config.total_steps)
 
     def _facts(self, step: int) -> CheckpointFacts:
         return CheckpointFacts(

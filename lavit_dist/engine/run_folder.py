@@ -27,7 +27,19 @@ from lavit_dist.parallel.distributed import barrier, rank
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
 MAY_CHANGE = (
-    *("logging", "checkpoint", "health", "num_threads", "run_dir", "ray", "verify_inputs", "tower", "id_cache", "plan_cache"),
+    *(
+        "logging",
+        "checkpoint",
+        "faults",
+        "health",
+        "num_threads",
+        "run_dir",
+        "ray",
+        "verify_inputs",
+        "tower",
+        "id_cache",
+        "plan_cache",
+    ),
     *("feature_cache_bytes", "feature_disk_bytes", "feature_folder"),
     *("report_seconds", "storage_options", "fetch_attempts", "cache_folder", "output"),
     *(f"images.{name}" for name in ("shards", "decode_threads", "prefetch_batches", "pixel_cache_bytes", "fetch_attempts")),

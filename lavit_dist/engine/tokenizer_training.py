@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lavit_dist.checkpoint.snapshot import Snapshot
 from lavit_dist.config.tokenizer import PhaseConfig, TrainTokenizerConfig
 from lavit_dist.data.image_batches import ImageBatches, merge_states
 from lavit_dist.data.quarantine import write_quarantine
 from lavit_dist.engine.averaged_weights import AveragedWeights
 from lavit_dist.engine.codebook import CodebookLearner, TokenVectors
-from lavit_dist.engine.data_parallel import DataParallelEngine
+from lavit_dist.engine.data_parallel import FACTS, DataParallelEngine
 from lavit_dist.engine.feature_cache import FeatureCache
 from lavit_dist.engine.token_counts import TokenCounts
 from lavit_dist.engine.tokenizer_phases import Phase, gumbel_temperature, phase_of, phases_of
@@ -38,7 +38,8 @@ from lavit_dist.models.visual_tokenizer import VisualTokenizer
 from lavit_dist.parallel.distributed import device, gather, gather_objects, matmul_precision, mean_over_ranks, rank, world_size
 
 logger = logging.getLogger(__name__)
-PHASE_FILE = "phase.json"
+CODEBOOK, AVERAGES = "codebook.", "averages."
+"""Prefixes of tensors in a checkpoint."""
 THRESHOLD_DECAY = 0.8
 """Weight of the past in the error above which a dropped patch should have been kept; it falls quickly at first."""
 
@@ -61,6 +62,8 @@ class TokenizerTraining:
 
     Losses and codebook are the same (to rounding) however the global batch is shared out to ranks and micro-batches.
     """
+
+    memory_advice = "Lower micro_batch_size, which changes nothing else, or set zero_stage to 2; feature_cache_bytes counts, too."
 
     def __init__(
         self,
@@ -107,6 +110,7 @@ class TokenizerTraining:
         if self._guided(phase.config) and self.error_threshold is None:
             errors = [self._continuous_error(batch).cpu() for batch in batches]
             self._move_threshold(torch.cat(errors), torch.cat([batch.keep_mask.cpu() for batch in batches]))
+        threshold = self.error_threshold
         figures |= self._backward(batches, step, phase, keep_ratios.mean().item())
         metrics = mean_over_ranks(
             {name: value.item() for name, value in figures.items()}
@@ -114,9 +118,13 @@ class TokenizerTraining:
         )
         metrics |= self._rate_figures(keep_ratios, batches[0].features.shape[1])
         metrics |= self.engine.step()
-        if phase.config.quantize:
-            metrics |= self.codebook.update(step, learn="codebook" in phase.config.train)
-        self.averages.update(step)
+        if math.isfinite(metrics["grad_norm"]):
+            if phase.config.quantize:
+                metrics |= self.codebook.update(step, learn="codebook" in phase.config.train)
+            self.averages.update(step)
+        else:  # nothing of this step may stay
+            self.codebook.clear()
+            self.error_threshold = threshold
         return metrics | {
             "quantizing": float(phase.config.quantize),
             "images_quarantined": float(sum(self.images.quarantined_counts.values())),
@@ -153,23 +161,23 @@ class TokenizerTraining:
             "tokens_per_image_std": tokens.std(correction=0).item(),
         }
 
-    def save(self, folder: Path) -> None:
+    def snapshot(self) -> Snapshot:
         assert self.phase is not None
-        state: dict[str, Any] = {
-            "codebook": self.codebook.state_dict(),
-            "averages": self.averages.state_dict(),
+        tensors = {CODEBOOK + name: value for name, value in self.codebook.state_dict().items()}
+        tensors |= {AVERAGES + name: value for name, value in self.averages.state_dict().items()}
+        facts = {
+            "phase": self.phase.name,
+            "tower": self.tower_digest,
             "error_threshold": self.error_threshold,
             "images": merge_states(gather_objects(self.images.state_dict())),
         }
         self.write_quarantine()
-        (folder / PHASE_FILE).write_text(json.dumps({"phase": self.phase.name, "tower": self.tower_digest}))
-        self.engine.save(folder, state)
+        return self.engine.snapshot(tensors, facts)
 
     def load(self, folder: Path) -> None:
-        path = folder / PHASE_FILE
+        path = folder / FACTS
         check(
-            path.exists(),
-            f"{folder} is no checkpoint of a visual tokenizer's training: it has no {PHASE_FILE}; name another run_dir.",
+            path.exists(), f"{folder} is no checkpoint of a visual tokenizer's training: it has no {FACTS}; name another run_dir."
         )
         saved = read_json(path, "resume from an earlier step")
         phases = {phase.name: phase for phase in phases_of(self.config)}
@@ -182,11 +190,15 @@ class TokenizerTraining:
             f"{folder} was written with another tower than {self.config.tower} holds now; restore that tower, or name another run_dir.",
         )
         self._enter(phases[saved["phase"]])
-        state = self.engine.load(folder)
-        self.codebook.load_state_dict(state["codebook"])
-        self.averages.load_state_dict(state["averages"])
-        self.error_threshold = state["error_threshold"]
-        self.images.load_state_dict(state["images"])
+        tensors, facts = self.engine.load(folder)
+        self.codebook.load_state_dict(_below(CODEBOOK, tensors))
+        self.averages.load_state_dict(_below(AVERAGES, tensors))
+        self.error_threshold = facts["error_threshold"]
+        self.images.load_state_dict(facts["images"])
+
+    def skip_batches(self, count: int) -> None:
+        for _ in range(count):
+            self.images.next()
 
     def write_quarantine(self) -> None:
         """Writes down this rank's images that couldn't be used: RUN_DIR/quarantine/rank-00000.jsonl."""
@@ -334,3 +346,7 @@ class TokenizerTraining:
         now = error_quantile(every[~kept], self.config.rate.keep_ratio)
         before = now if self.error_threshold is None else self.error_threshold
         self.error_threshold = THRESHOLD_DECAY * before + (1 - THRESHOLD_DECAY) * now
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

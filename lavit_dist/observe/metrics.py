@@ -30,14 +30,14 @@ FORMS = {
 class MetricsCallback(Callback):
     """Writes every step's metrics to RUN_DIR/metrics.jsonl and TensorBoard, and a log line every few steps, from rank 0.
 
-    A resumed run first drops the records of steps that are about to be taken again.
+    A resumed run, or one that goes back, first drops the records of steps that are about to be taken again.
     """
 
     def __init__(self, run_dir: Path, logging_config: LoggingConfig) -> None:
         self.run_dir = run_dir
         self.config = logging_config
         self.active = rank() == 0
-        self.total_steps = 0
+        self.total_steps = self.written = 0
 
     def on_start(self, start_step: int, total_steps: int) -> None:
         self.total_steps, self.window = total_steps, time.perf_counter()
@@ -45,6 +45,8 @@ class MetricsCallback(Callback):
         self.window_work = dict.fromkeys(RATES, 0.0)
         if not self.active:
             return
+        if start_step < self.written:  # the run has gone back
+            self.on_end()
         self.run_dir.mkdir(parents=True, exist_ok=True)
         path = self.run_dir / METRICS_FILE
         kept = [line for line in read_lines(path) if json.loads(line)["step"] <= start_step] if start_step else []
@@ -59,6 +61,7 @@ class MetricsCallback(Callback):
     def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
         if not self.active:
             return
+        self.written = step
         self.file.write(json.dumps({"step": step, **metrics}) + "\n")
         if self.board is not None:
             for name, value in metrics.items():

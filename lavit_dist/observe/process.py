@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import psutil
+
+from lavit_dist.config.base import words_without_secrets
 
 GRACE = 10.0
 """Seconds that a process has to end after SIGTERM before it is killed."""
@@ -30,16 +32,14 @@ class Finished:
     """Largest memory of it, its descendants and this process together, bytes; shared pages count once."""
 
 
-def run_watched(command: Sequence[str], log: Path, environment: Mapping[str, str], show: Callable[[str], None]) -> Finished:
-    """Runs `command`, gives every line that it writes to `show` and appends it to `log`.
+class RelayedProcess:
+    """A program in a session of its own, whose lines go to `show` as they come.
 
-    An exception here, such as KeyboardInterrupt, first ends the program with all of its descendants and nothing else.
+    A terminal's ctrl-C then reaches this process alone, which ends the program in order.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    with log.open("a") as file:
-        file.write(f"$ {' '.join(command)}\n")
-        process = subprocess.Popen(
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], show: Callable[[str], None]) -> None:
+        self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -47,19 +47,68 @@ def run_watched(command: Sequence[str], log: Path, environment: Mapping[str, str
             env=dict(environment),
             text=True,
             errors="replace",
-            start_new_session=True,  # so that a terminal's ctrl-C reaches this process alone, which then ends the program in order
+            start_new_session=True,
         )
-        assert process.stdout is not None
-        reader = threading.Thread(target=_relay, args=(process.stdout, file, show), daemon=True)
-        reader.start()
+        self.pid = self._process.pid
+        self._reader = threading.Thread(target=self._relay, args=(show,), daemon=True)
+        self._reader.start()
+
+    def wait(self, seconds: float) -> int | None:
+        """Its exit code, negative for a signal, once it has ended and its lines were shown; None if it still runs after `seconds`."""
         try:
-            peak = _wait(process)
-            reader.join(GRACE)  # a descendant that outlives the program may still hold the pipe
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        self._reader.join(GRACE)  # a descendant that outlives the program may still hold the pipe
+        return code
+
+    def end(self) -> None:
+        """Ends it with all of its descendants, also those whose parent is gone."""
+        end_tree(self.pid)
+        self.end_orphans()
+        self._process.wait()
+
+    def end_orphans(self) -> None:
+        """Kills what the program has left behind in its session."""
+        for process in psutil.process_iter():
+            try:
+                if process.pid != self.pid and os.getsid(process.pid) == self.pid:
+                    process.kill()
+            except (psutil.Error, OSError):
+                continue
+
+    def _relay(self, show: Callable[[str], None]) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            show(line.rstrip("\n"))
+
+
+def run_watched(command: Sequence[str], log: Path, environment: Mapping[str, str], show: Callable[[str], None]) -> Finished:
+    """Runs `command`, gives every line that it writes to `show` and appends it to `log`.
+
+    An exception here, such as KeyboardInterrupt, first ends the program with all of its descendants and nothing else.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with log.open("a", buffering=1) as file:
+        file.write(f"$ {' '.join(words_without_secrets(command))}\n")
+
+        def log_and_show(line: str) -> None:
+            file.write(line + "\n")
+            show(line)
+
+        process = RelayedProcess(command, environment, log_and_show)
+        peak = 0
+        try:
+            while True:
+                peak = max(peak, sum(map(_memory, [psutil.Process(), *_tree(process.pid)])))
+                code = process.wait(SAMPLE_EVERY)
+                if code is not None:
+                    break
         except BaseException:
-            end_tree(process.pid)
-            process.wait()
+            process.end()
             raise
-    return Finished(returncode=process.returncode, seconds=time.perf_counter() - start, peak_memory=peak)
+    return Finished(returncode=code, seconds=time.perf_counter() - start, peak_memory=peak)
 
 
 def end_tree(pid: int) -> None:
@@ -70,25 +119,6 @@ def end_tree(pid: int) -> None:
     _, alive = psutil.wait_procs(tree, timeout=GRACE)
     for process in alive:
         _quietly(process.kill)
-
-
-def _relay(lines: IO[str], file: IO[str], show: Callable[[str], None]) -> None:
-    for line in lines:
-        file.write(line)
-        file.flush()
-        show(line.rstrip("\n"))
-
-
-def _wait(process: subprocess.Popen[str]) -> int:
-    """Waits for the end; returns the peak memory."""
-    peak = 0
-    while True:
-        peak = max(peak, sum(map(_memory, [psutil.Process(), *_tree(process.pid)])))
-        try:
-            process.wait(SAMPLE_EVERY)
-        except subprocess.TimeoutExpired:
-            continue
-        return peak
 
 
 def _tree(pid: int) -> list[psutil.Process]:

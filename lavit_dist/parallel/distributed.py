@@ -15,13 +15,12 @@ import torch
 import torch.distributed as dist
 
 from lavit_dist.parallel.lean_imports import import_deepspeed
+from lavit_dist.parallel.outside_faults import outside_faults_told
 
 T = TypeVar("T")
 LISTENED_PORTS = range(20000, 29000)
 """Where `free_port` looks: above Ray's, below torch's default, and outside what systems give to outgoing connections."""
 PORT_TRIES = 100
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for a rank before the run is aborted; a 7B checkpoint is written well within it."""
 
 
 def rank() -> int:
@@ -39,10 +38,11 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def init_distributed(num_threads: int | None = None) -> None:
+def init_distributed(num_threads: int | None = None, timeout_seconds: float = 1800.0) -> None:
     """Joins the process group (nccl on GPUs, gloo on CPUs) and sets this process's device and CPU threads.
 
-    A process started without a launcher becomes a group of one on a free loopback port.
+    A process started without a launcher becomes a group of one on a free loopback port. The others, and later each collective, are waited
+    for `timeout_seconds`.
     """
     if num_threads:
         torch.set_num_threads(num_threads)
@@ -55,10 +55,12 @@ def init_distributed(num_threads: int | None = None) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that torch remembers, for the watchdog to write down
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT)
+    with outside_faults_told("while processes joined", retry=False):
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_seconds))
 
 
 def matmul_precision(precision: str) -> torch.autocast:

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lavit_dist.checkpoint import hf
-from lavit_dist.checkpoint.llama_state import CheckpointFacts, write_facts
-from lavit_dist.checkpoint.weight_parts import WEIGHT, Part, write_index, write_parts
+from lavit_dist.checkpoint.llama_state import FACTS, CheckpointFacts
+from lavit_dist.checkpoint.snapshot import HostCopies, Snapshot, write_snapshot
+from lavit_dist.checkpoint.weight_parts import INDEX, WEIGHT, Part, index_of
+from lavit_dist.config.base import to_dict
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.data.text_tokenizer import TextTokenizer, train_text_tokenizer
 from lavit_dist.errors import UserError
@@ -42,8 +44,7 @@ def table_shares(whole: torch.Tensor, rank: int) -> dict[str, torch.Tensor]:
 def checkpoint(tmp_path: Path) -> Path:
     """A checkpoint of a run with two tensor ranks."""
     whole, folder = whole_model(), tmp_path / "step-00000001"
-    (folder / "weights").mkdir(parents=True)
-    every = []
+    every, files = [], {}
     for rank in range(TENSOR_RANKS):
         layers = [table_shares(whole[EMBEDDING], rank)]
         for index in range(MODEL.num_layers):
@@ -57,9 +58,8 @@ def checkpoint(tmp_path: Path) -> Path:
         of_rank = [
             (Part(name, WEIGHT, tuple(each.shape), rank, 0, each.numel(), file), each.flatten()) for name, each in named.items()
         ]
-        write_parts(folder / "weights", file, of_rank)
+        files[f"weights/{file}"] = {part.key: tensor for part, tensor in of_rank}
         every += [part for part, _ in of_rank]
-    write_index(folder / "weights", TENSOR_RANKS, every)
     layout = {"tensor_parallel_size": TENSOR_RANKS, "pipeline_parallel_size": 2, "data_parallel_size": 1, "zero_stage": 1}
     facts = CheckpointFacts(
         step=1,
@@ -72,7 +72,8 @@ def checkpoint(tmp_path: Path) -> Path:
         layout=layout,
         data={},
     )
-    write_facts(folder, facts)
+    objects = {f"weights/{INDEX}": index_of(TENSOR_RANKS, every), FACTS: to_dict(facts)}
+    write_snapshot(folder, HostCopies().take(Snapshot(files, objects)))
     return folder
 
 

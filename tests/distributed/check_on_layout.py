@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from saving import save
 
-from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.base import load_config
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.errors import UserError
@@ -61,10 +61,9 @@ def main(config_path: str, out: Path) -> None:
     training = Pretraining(config, layout, batches)
     for step in range(STEPS):
         training.train_step(step)
-    store = CheckpointStore(out / "checkpoints")
-    store.save(STEPS, training.save)
+    saved = save(out / "checkpoints", STEPS, training)
     training = Pretraining(config, layout, batches)
-    training.load(store.step_folder(STEPS))
+    training.load(saved)
     training.train_step(STEPS)
 
     said: dict[str, str] = {}

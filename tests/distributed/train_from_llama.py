@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+from saving import save
+
 from lavit_dist.checkpoint.hf import export_hf
 from lavit_dist.checkpoint.llama_source import llama_source
 from lavit_dist.checkpoint.store import CheckpointStore
@@ -37,20 +39,20 @@ def main(config_path: str, out: Path) -> None:
     except UserError as error:
         (out / "refused.txt").write_text(str(error))
         return
-    store = CheckpointStore(out / "checkpoints")
+    checkpoints = out / "checkpoints"
     resumed: Pretraining | None = None
 
     def export(step: int, name: str) -> None:
-        store.save(step, (resumed or training).save)
+        saved = save(checkpoints, step, resumed or training)
         if rank() == 0:
-            export_hf(store.step_folder(step), out / name, config.text_tokenizer)
+            export_hf(saved, out / name, config.text_tokenizer)
         barrier()
 
     export(0, "before")
     metrics = [training.train_step(step) for step in range(config.total_steps)]
     export(config.total_steps, "after")
     resumed = Pretraining(config, layout, batches)
-    resumed.load(store.step_folder(config.total_steps))
+    resumed.load(CheckpointStore(checkpoints).step_folder(config.total_steps))
     export(config.total_steps, "resumed")
     if rank() == 0:
         (out / "metrics.json").write_text(json.dumps([dict(step) for step in metrics]))

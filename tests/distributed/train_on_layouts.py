@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from row_variants import OneDocumentPerRow, OneSidedSupervision
+from saving import save
 from settings import ONE_PER_ROW, ONE_SIDED, Setting
 
 from lavit_dist.checkpoint.hf import export_hf
@@ -90,20 +91,20 @@ def run(setting: Setting, config: PretrainConfig, layout: Layout, batches: Globa
 
     training = Pretraining(config, layout, batches)
     straight = train(training, 0, SAVED_STEP)
-    store = CheckpointStore(folder / "checkpoints")
+    checkpoints = folder / "checkpoints"
     if setting.resumes:
-        store.save(SAVED_STEP, training.save)
+        save(checkpoints, SAVED_STEP, training)
     straight += train(training, SAVED_STEP, config.total_steps)
     resumed = []
     if setting.resumes:
-        store.save(config.total_steps, training.save)
+        last = save(checkpoints, config.total_steps, training)
         save_logits(training, config.total_steps, folder)
         again = Pretraining(config, layout, batches)
-        again.load(store.step_folder(SAVED_STEP))
+        again.load(CheckpointStore(checkpoints).step_folder(SAVED_STEP))
         resumed = train(again, SAVED_STEP, config.total_steps)
     if rank() == 0:
         if setting.resumes:
-            export_hf(store.step_folder(config.total_steps), folder / "model", config.text_tokenizer)
+            export_hf(last, folder / "model", config.text_tokenizer)
         (folder / "metrics.json").write_text(json.dumps({"straight": straight, "resumed": resumed}))  # the last: the run is whole
     barrier()
 

@@ -10,11 +10,11 @@ import json
 import sys
 from pathlib import Path
 
+from saving import save
 from settings import Setting
 from train_on_layouts import COMPARED, on_layouts
 
 from lavit_dist.checkpoint.llama_state import read_facts
-from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.base import load_config
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.parallel.distributed import barrier, init_distributed, rank
@@ -44,10 +44,9 @@ def run(config, layout, batches, checkpoint, folder) -> None:
         training.load(checkpoint)
         first = read_facts(checkpoint).step
     steps = []
-    store = CheckpointStore(folder / "checkpoints")
     for step in range(first, config.total_steps):
         if step == SAVED_STEP:
-            store.save(step, training.save)
+            save(folder / "checkpoints", step, training)
         metrics = training.train_step(step)
         steps.append({name: metrics[name] for name in COMPARED if name in metrics})
     if rank() == 0:

@@ -130,7 +130,8 @@ def check_the_commands_about_checkpoints(run_dir: Path, tmp_path: Path) -> None:
     newest = run_dir / f"checkpoints/step-{STEPS:08d}"
     said = call("inspect", newest).stdout
     assert f"steps taken {STEPS}" in " ".join(said.split())
-    assert "4 processes: tensor_parallel_size 2, pipeline_parallel_size 2" in " ".join(said.split())
+    assert "written by 4 processes" in " ".join(said.split())
+    assert "layout tensor_parallel_size 2, pipeline_parallel_size 2" in " ".join(said.split())
     settings = yaml.safe_load((run_dir / "config.yaml").read_text())
     exported = call("export", newest, "--text-tokenizer", settings["text_tokenizer"], "--output", tmp_path / "exported")
     assert exported.returncode == 0, exported.stderr
@@ -142,6 +143,8 @@ def check_the_commands_about_checkpoints(run_dir: Path, tmp_path: Path) -> None:
     assert damaged.returncode == 1
     assert "part-00001.safetensors" in damaged.stdout
     assert call("inspect", tmp_path).returncode == 2
+    assert call("prune", run_dir / "checkpoints", "--keep-last", "1").stdout == f"removed 1 steps: {STEPS - SAVE_EVERY}\n"
+    assert call("prune", run_dir / "checkpoints", "--keep-last", "0").returncode == 2
 
 
 def test_under_the_launcher_a_mistake_is_one_sentence_and_exit_code_2(
@@ -154,11 +157,16 @@ def test_under_the_launcher_a_mistake_is_one_sentence_and_exit_code_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_diverging_run_stops_before_it_saves(repo_root: Path, config_file: Path, tmp_path: Path) -> None:
-    alone = ("parallel.tensor_parallel_size=1", "parallel.pipeline_parallel_size=1", "optimizer.learning_rate=1e30")
+def test_a_diverging_run_takes_no_such_step_and_is_given_up(repo_root: Path, config_file: Path, tmp_path: Path) -> None:
+    alone = (
+        "parallel.tensor_parallel_size=1",
+        "parallel.pipeline_parallel_size=1",
+        "optimizer.learning_rate=1e30",
+        "faults.bad_steps=3",
+    )
     command = [sys.executable, "launcher/pretrain.py", "--config", str(config_file), f"run_dir={tmp_path}/run", *alone]
     run = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert run.returncode == 2, run.stderr
-    assert re.search("(loss|grad_norm) of step 2 is (nan|inf)", run.stderr)
-    assert "lower optimizer.learning_rate" in run.stderr
+    assert re.search("step 2 went wrong: its (loss|grad_norm) is (nan|inf)", run.stderr)
+    assert "lower optimizer.learning_rate" in " ".join(run.stderr.split())
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))

@@ -10,9 +10,9 @@ import pytest
 import torch.distributed as dist
 import yaml
 
-from lavit_dist.checkpoint.llama_state import CheckpointFacts, write_facts
+from lavit_dist.checkpoint.llama_state import FACTS, CheckpointFacts
 from lavit_dist.checkpoint.official import save_visual_tokenizer
-from lavit_dist.config.base import build
+from lavit_dist.config.base import build, to_dict
 from lavit_dist.config.command_line import WRONG_CONFIG, run_entry_point
 from lavit_dist.config.model import LlamaConfig, VisualTokenizerConfig
 from lavit_dist.config.pretrain import PretrainConfig
@@ -190,9 +190,7 @@ def write_checkpoint(run_dir: Path, *, processes: int, data: dict[str, Any], cod
     (step / "manifest.json").write_text(json.dumps({"step": 2, "ranks": processes, "files": {}}))
     layout = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": processes, "zero_stage": 1}
     sizes = {"text_size": 1, "codebook_size": codebook_size, "eos_id": 0}
-    write_facts(
-        step,
-        CheckpointFacts(
-            step=2, model=LlamaConfig(), precision="fp32", visual_tokenizer_digest="", layout=layout, data=data, **sizes
-        ),
+    facts = CheckpointFacts(
+        step=2, model=LlamaConfig(), precision="fp32", visual_tokenizer_digest="", layout=layout, data=data, **sizes
     )
+    (step / FACTS).write_text(json.dumps(to_dict(facts)))

@@ -50,6 +50,25 @@ def test_a_resumed_run_equals_the_straight_one(tiny_decoder, decoder_config, rep
     assert all(torch.equal(straight[name], again[name]) for name in straight)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_goes_on_with_another_number_of_processes(decoder_config, repo_root, tmp_path, optimizer):
+    settings = (f"optimizer.name={optimizer}", "checkpoint.keep_last=9", "total_steps=8", "checkpoint.every_steps=3")
+    run_dir, straight = tmp_path / "reshaped", tmp_path / "straight"
+    assert train(repo_root, decoder_config, straight, *settings).returncode == 0
+    shutil.copytree(straight, run_dir)
+    for processes, start in ((2, 3), (1, 6)):
+        shutil.rmtree(run_dir / "model")
+        for step in (run_dir / "checkpoints").glob("step-*"):
+            if int(step.name[-8:]) > start:
+                shutil.rmtree(step)
+        resumed = train(repo_root, decoder_config, run_dir, *settings, f"zero_stage={processes - 1}", processes=processes)
+        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+        assert f"step-{start:08d}" in resumed.stdout + resumed.stderr
+        for name in ("loss", "grad_norm"):
+            found, expected = ([record[name] for record in records(of)] for of in (run_dir, straight))
+            assert found == pytest.approx(expected, rel=1e-5 if optimizer == "adamw" else 1e-2)
+
+
 def test_the_product_holds_the_tokenizer_with_a_trained_projection(tiny_decoder, tiny_world):
     loaded = load_pixel_decoder(tiny_decoder / "model")
     assert isinstance(loaded.latents, PixelFolding)

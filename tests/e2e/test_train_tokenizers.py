@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from lavit_dist.checkpoint.official import load_visual_tokenizer
+from lavit_dist.checkpoint.weight_parts import WeightParts
 from lavit_dist.config.base import to_dict
 from lavit_dist.files import sha256
 from lavit_dist.observe.metrics import read_lines
@@ -44,7 +45,6 @@ PHASES = {
         "calibrate_selector": True,
     },
 }
-LAST_STATE = "checkpoints/step-00000015/deepspeed/mp_rank_00_model_states.pt"
 STRAIGHT_THROUGH = (
     "optimizer.name=adamw",
     "phases.selection.selection=gumbel",
@@ -129,10 +129,10 @@ def test_a_killed_run_on_two_ranks_goes_on_bit_for_bit(settings, repo_root, tmp_
     assert "resumed from" in again.stderr
     assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
     assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "straight")
-    states = [torch.load(run / LAST_STATE, weights_only=False) for run in (tmp_path / "straight", tmp_path / "killed")]
-    for name in ("hits", "last_hit"):
-        assert torch.equal(*(state["codebook"][name] for state in states))
-    assert states[0]["images"] == states[1]["images"]
+    manifests = [
+        (run / "checkpoints/step-00000015/manifest.json").read_text() for run in (tmp_path / "straight", tmp_path / "killed")
+    ]
+    assert manifests[0] == manifests[1]  # every number of weights, optimizer, codebook and averages, and the place in the data
     assert sorted(path.name for path in (tmp_path / "killed/quarantine").iterdir()) == ["rank-00000.jsonl", "rank-00001.jsonl"]
 
 
@@ -285,18 +285,39 @@ def codebook_of(run_dir: Path) -> torch.Tensor:
     return codebook
 
 
+@pytest.mark.parametrize(("optimizer", "tolerance"), [("adamw", 1e-5), ("muon", 1e-2)])
+def test_a_run_goes_on_with_other_ranks_zero_stages_and_micro_batches(settings, repo_root, tmp_path, optimizer, tolerance):
+    """From two ranks to one to four, in the middle of either phase; streams move from rank to rank."""
+    adamw = optimizer == "adamw"
+    steps = ("phases.selection.steps=6", "phases.quantization.steps=8", "health.sheet_every_steps=0", "checkpoint.keep_last=9")
+    own = (f"optimizer.name={optimizer}", "images.order=streamed", "images.streams=4")
+    legs = [(2, 4, f"zero_stage={2 * adamw}"), (1, 8, "micro_batch_size=2"), (4, 14, f"zero_stage={int(adamw)}")]
+    config, straight, run_dir = settings["train_tokenizer"], tmp_path / "straight", tmp_path / "reshaped"
+    assert train(repo_root, "train_tokenizer", config, straight, *steps, *own).returncode == 0
+    for processes, until, setting in legs:
+        leg = train(repo_root, "train_tokenizer", config, run_dir, *steps, *own, setting, processes=processes)
+        assert leg.returncode == 0, leg.stderr
+        if until < 14:
+            shutil.rmtree(run_dir / "model")
+            for step in (run_dir / "checkpoints").glob("step-*"):
+                if int(step.name[-8:]) > until:
+                    shutil.rmtree(step)
+    assert [step for step, _ in losses(run_dir)] == list(range(1, 15))
+    assert [loss for _, loss in losses(run_dir)] == pytest.approx([loss for _, loss in losses(straight)], rel=tolerance)
+    torch.testing.assert_close(codebook_of(run_dir), codebook_of(straight), rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_parts_that_a_phase_does_not_name_stay_as_they_are(settings, repo_root, tmp_path, optimizer):
     zero = f"zero_stage={2 if optimizer == 'adamw' else 0}"
     result = train(repo_root, "train_tokenizer", settings["train_tokenizer"], tmp_path, f"optimizer.name={optimizer}", zero)
     assert result.returncode == 0, result.stderr
-    files = [tmp_path / f"checkpoints/step-0000000{step}/deepspeed/mp_rank_00_model_states.pt" for step in (4, 8)]
-    then, now = (torch.load(file, weights_only=False)["module"] for file in files)  # our own file, which holds plain Python too
-    frozen = [name for name in now if "token_predictor" in name]
+    then, now = (WeightParts(tmp_path / f"checkpoints/step-0000000{step}/weights") for step in (4, 8))
+    frozen = [name for name in now.names if "token_predictor" in name]
     assert frozen
     for name in frozen:
-        assert torch.equal(then[name], now[name]), name
-    assert any(not torch.equal(then[name], now[name]) for name in now)
+        assert torch.equal(*(parts.shares(name)[0] for parts in (then, now))), name
+    assert any(not torch.equal(*(parts.shares(name)[0] for parts in (then, now))) for name in now.names)
     assert len(list((tmp_path / "sheets").glob("*.png"))) == 2
 
 

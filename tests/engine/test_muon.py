@@ -62,12 +62,18 @@ def test_a_restored_state_goes_on_as_if_nothing_had_been() -> None:
     net = Net()
     optimizer = MuonWithAdamW(net, CONFIG)
     take_steps(net, optimizer, range(3))
-    weights, state = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state_dict())
+    weights = copy.deepcopy(net.state_dict())
+    kept = {name: copy.deepcopy(optimizer.states()[weight]) for name, weight in net.named_parameters()}
     take_steps(net, optimizer, range(3, 6))
     other = Net()
     resumed = MuonWithAdamW(other, CONFIG)
     other.load_state_dict(weights)
-    resumed.load_state_dict(state)
+    resumed.begin()
+    states = resumed.states()
+    for name, weight in other.named_parameters():
+        assert states[weight].keys() == kept[name].keys()
+        for kind, value in kept[name].items():
+            states[weight][kind].copy_(value.view(states[weight][kind].shape))
     take_steps(other, resumed, range(3, 6))
     for name, value in net.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name

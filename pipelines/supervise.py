@@ -1,0 +1,214 @@
+"""Keeping a run going: its command is started again after a fault, with a wait that doubles, until it is done, stopped or hopeless."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from lavit_dist.config.base import words_without_secrets
+from lavit_dist.config.command_line import FAULT, WRONG_CONFIG
+from lavit_dist.engine.events import EVENTS, HUNG, STOP, record_event
+from lavit_dist.errors import UserError, check
+from lavit_dist.observe.process import RelayedProcess
+
+METRICS, LATEST = "metrics.jsonl", Path("checkpoints/latest")
+REPORT = "supervisor_report.txt"
+POLL_SECONDS = 0.5
+ENDED = 128 + signal.SIGTERM
+"""Exit code after a second request to stop."""
+TAIL_LINES, TAIL_BYTES = 40, 1 << 20
+WITHOUT_PROGRESS = 4
+"""The run is given up, too, after so many times `attempts` faults in a row without a new checkpoint."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When to start again, and when no more."""
+
+    attempts: int = 3
+    """Faults at one step after which the run is given up."""
+    first_wait: float = 5.0
+    """Seconds before the second start; each fault without a new checkpoint doubles it."""
+    longest_wait: float = 600.0
+    """Seconds."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How one start ended."""
+
+    time: float
+    code: int
+    step: int
+    """Steps taken."""
+    checkpoint: str
+    """The newest one."""
+    tail: tuple[str, ...]
+    """What was said last."""
+
+
+def run_dir_of(command: Sequence[str], given: str | None) -> Path:
+    """The run folder that `command` names by `run_dir=…`, unless it is `given`. Raises `UserError` when neither says it."""
+    named = [word.partition("=")[2] for word in command if word.startswith("run_dir=")]
+    check(
+        bool(given or named),
+        f"The command {' '.join(words_without_secrets(command))} doesn't say run_dir=…, so its run folder isn't known; give --run-dir before the --.",
+    )
+    return Path(given or named[-1])
+
+
+def supervise(command: Sequence[str], run_dir: Path, patience: Patience) -> int:
+    """Runs `command` until it is done or hopeless, and returns the exit code to end with.
+
+    SIGTERM, SIGUSR1 and SIGINT ask the run to save and stop, by its stop file; a second one ends it at once.
+    """
+    return _Supervisor(command, run_dir, patience).run()
+
+
+class _Supervisor:
+    def __init__(self, command: Sequence[str], run_dir: Path, patience: Patience) -> None:
+        self.command, self.run_dir, self.patience = command, run_dir, patience
+        self.asked = 0
+        """How often it was asked to stop."""
+        self.failures: list[Failure] = []
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+
+    def run(self) -> int:
+        (self.run_dir / STOP).unlink(missing_ok=True)  # left by who asked an earlier start, which had ended before it could see it
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        try:
+            return self._run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _run(self) -> int:
+        waited_for = 0
+        while True:
+            code = self._start()
+            if code == 0 or self.asked:
+                return code
+            newest = self.failures[-1].checkpoint if self.failures else self._checkpoint_before
+            self.failures.append(Failure(time.time(), code, self._steps(), self._checkpoint(), tuple(self.tail)))
+            waited_for = 0 if self.failures[-1].checkpoint != newest else waited_for + 1
+            record_event(self.run_dir, "start failed", self.failures[-1].step, code=code, meaning=meaning(code))
+            hopeless = self._hopeless(waited_for)
+            if hopeless:
+                self._report(hopeless)
+                return WRONG_CONFIG if code == WRONG_CONFIG else FAULT
+            seconds = min(self.patience.longest_wait, self.patience.first_wait * 2**waited_for)
+            self._say(f"{meaning(code)} after step {self.failures[-1].step}; starting again in {seconds:.0f} s")
+            self._wait(seconds)
+            if self.asked:
+                return FAULT
+
+    def _start(self) -> int:
+        """Starts the command once and waits for its end, or for being asked twice to end it; nothing of it is left after that."""
+        self.tail.clear()
+        self._checkpoint_before = self._checkpoint()
+        process = RelayedProcess(self.command, os.environ, self._show)
+        try:
+            while (code := process.wait(POLL_SECONDS)) is None:
+                if self.asked > 1:
+                    process.end()
+                    return ENDED
+        except BaseException:
+            process.end()
+            raise
+        process.end_orphans()  # a launcher that was killed leaves its ranks, which hold the run folder
+        return code
+
+    def _hopeless(self, without_progress: int) -> str:
+        """Why it makes no sense to start again, or nothing."""
+        if self.failures[-1].code == WRONG_CONFIG:
+            return "the settings are wrong, or need a decision"
+        step, times = Counter(failure.step for failure in self.failures).most_common(1)[0]
+        if times >= self.patience.attempts:
+            return f"it failed {times} times after step {step}"
+        if without_progress >= WITHOUT_PROGRESS * self.patience.attempts:
+            return f"it failed {without_progress} times in a row without a new checkpoint"
+        return ""
+
+    def _report(self, reason: str) -> None:
+        lines = [
+            f"Given up: {reason}.",
+            f"Command: {' '.join(words_without_secrets(self.command))}",
+            f"Newest checkpoint: {self._checkpoint() or 'none'}",
+            "",
+        ]
+        for failure in self.failures:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.time))
+            lines.append(f"{when}  after step {failure.step}: {meaning(failure.code)}")
+        lines += ["", "What the last start said last:", *self.failures[-1].tail]
+        path = self.run_dir / REPORT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+        self._say(f"given up: {reason}; see {path}, and {self.run_dir / EVENTS}")
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / STOP).touch()
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.asked:
+            time.sleep(min(POLL_SECONDS, seconds))
+
+    def _steps(self) -> int:
+        """Steps taken, by the last whole line of metrics.jsonl."""
+        path = self.run_dir / METRICS
+        if not path.exists():
+            return 0
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        for line in reversed(lines):
+            try:
+                return int(json.loads(line)["step"])
+            except (ValueError, TypeError, KeyError):
+                continue
+        return 0
+
+    def _checkpoint(self) -> str:
+        path = self.run_dir / LATEST
+        return path.read_text(errors="replace").strip() if path.exists() else ""
+
+    def _show(self, line: str) -> None:
+        self.tail.append(line)
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    @staticmethod
+    def _say(words: str) -> None:
+        sys.stdout.write(f"supervisor: {words}\n")
+        sys.stdout.flush()
+
+
+def meaning(code: int) -> str:
+    """An exit code in words."""
+    number = -code if code < 0 else code - 128
+    if code < 0 or number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            return f"it ended with code {code}"
+        often = " (often the kernel's, for want of memory; dmesg tells)" if number == signal.SIGKILL else ""
+        return f"it was ended by {name}{often}"
+    known = {WRONG_CONFIG: "it refused its settings", HUNG: "it hung", FAULT: "it failed"}
+    return f"{known.get(code, 'it ended')} (exit code {code})"
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Raises `UserError` when there is nothing to run."""
+    if not command:
+        raise UserError("There is no command; give it after --, as in: launcher/supervise.py -- deepspeed launcher/pretrain.py …")
