@@ -89,7 +89,7 @@ def settings_of(name: str, world: Path, steps: int, save_every: int, hang_second
             },
             "total_steps": steps,
             "optimizer": adamw | {"name": "muon"},
-            "zero_stage": 1,
+            "zero_stage": 0,
         }
     return shared | {
         **{part: to_dict(VISUAL)[part] for part in ("encoder", "merger", "codebook", "decoder")},

@@ -40,7 +40,7 @@ from lavit_dist.parallel.distributed import free_port
 TRAININGS = {"pretrain": "pretrain.py", "tokenizer": "train_tokenizer.py", "decoder": "train_decoder.py"}
 KINDS = ("rank", "save", "launcher", "term", "hang", "cut", "flip", "disk")
 RANKS = 2
-HANG_SECONDS = 6.0
+HANG_SECONDS = 8.0
 PATIENCE = 240.0
 """Seconds in which something must happen after a fault."""
 UNLIKE = ("seconds", "data_wait", "data_wait_seconds", "memory_gib", "features_remembered", "mfu")
@@ -59,12 +59,12 @@ class Run:
     """Its steps with a gradient that is made NaN."""
     process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, attempts: int = 1000) -> None:
         """Starts it as a user would."""
         launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(RANKS), "--master_port", str(free_port())]
         program = [*launcher, "benchmarks/poisoned.py", f"launcher/{TRAININGS[self.name]}"]
         training = [*program, "--config", str(self.world / f"{self.name}.yaml"), f"run_dir={self.run_dir}"]
-        supervisor = [sys.executable, "launcher/supervise.py", "--attempts", "1000", "--wait", "0", "--", *training]
+        supervisor = [sys.executable, "launcher/supervise.py", "--attempts", str(attempts), "--wait", "0", "--", *training]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "POISONED_STEPS": self.poisoned}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(supervisor, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -262,7 +262,7 @@ def drill(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
             (world / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
             poisoned = ",".join(str(chance.randrange(2, arguments.steps - 2)) for _ in range(2))
             straight[name] = Run(name, world, world / f"{name}-straight", poisoned)
-            straight[name].start()
+            straight[name].start(attempts=1)
             assert straight[name].process.wait() == 0, straight[name].tail()  # type: ignore[union-attr]
         begin = time.monotonic()
         run = Run(name, world, world / f"{name}-{number}", straight[name].poisoned)
@@ -298,9 +298,9 @@ def drill(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=200)
-    parser.add_argument("--per-run", type=int, default=24, help="faults of one run at most, NaNs aside")
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--save-every", type=int, default=4)
+    parser.add_argument("--per-run", type=int, default=20, help="faults of one run at most, NaNs aside")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--save-every", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=list(TRAININGS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))

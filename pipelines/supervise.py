@@ -94,7 +94,7 @@ class _Supervisor:
         waited_for = 0
         while True:
             code = self._start()
-            if code == 0 or self.asked:
+            if self.asked or (code == 0 and self._says_so()):
                 return code
             newest = self.failures[-1].checkpoint if self.failures else self._checkpoint_before
             self.failures.append(Failure(time.time(), code, self._steps(), self._checkpoint(), tuple(self.tail)))
@@ -125,6 +125,14 @@ class _Supervisor:
             raise
         process.end_orphans()  # a launcher that was killed leaves its ranks, which hold the run folder
         return code
+
+    def _says_so(self) -> bool:
+        """Whether the run itself says that it is done, or has stopped as asked: DeepSpeed's launcher ends with 0 when a part of it is killed."""
+        path = self.run_dir / EVENTS
+        events = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return (self.run_dir / "model").exists() or any(
+            f'"event": "{last}"' in line for line in events[-1:] for last in ("done", "stopped")
+        )
 
     def _hopeless(self, without_progress: int) -> str:
         """Why it makes no sense to start again, or nothing."""
@@ -204,7 +212,7 @@ def meaning(code: int) -> str:
             return f"it ended with code {code}"
         often = " (often the kernel's, for want of memory; dmesg tells)" if number == signal.SIGKILL else ""
         return f"it was ended by {name}{often}"
-    known = {WRONG_CONFIG: "it refused its settings", HUNG: "it hung", FAULT: "it failed"}
+    known = {0: "it ended before it was done", WRONG_CONFIG: "it refused its settings", HUNG: "it hung", FAULT: "it failed"}
     return f"{known.get(code, 'it ended')} (exit code {code})"
 
 

@@ -59,7 +59,7 @@ class CheckpointWriter:
         begun = time.perf_counter()
         self.wait()
         started = time.perf_counter()
-        if started - begun > WORTH_A_WARNING:
+        if started - begun > WORTH_A_WARNING and rank() == 0:
             logger.warning(
                 "training waited %.1f s for the checkpoint before step %d's; raise checkpoint.every_steps", started - begun, step
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ class DataParallelEngine:
             "gradient_accumulation_steps": accumulation_steps,
             # ZeRO keeps flat pieces of parameters, of which Muon can't see that they were matrices.
             "zero_optimization": {"stage": 0 if muon else zero_stage},
-            "gradient_clipping": optimizer.gradient_clipping,
+            # Without ZeRO the norm is measured where it is clipped by: always, so that one that isn't finite is seen.
+            "gradient_clipping": optimizer.gradient_clipping or (0.0 if zero_stage and not muon else math.inf),
             # bf16 matrix products; gradients are still reduced in fp32.
             "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
             "steps_per_print": 10**9,
@@ -68,6 +70,7 @@ class DataParallelEngine:
             lr_scheduler=scheduler_factory(optimizer, total_steps),
             config=config,
         )
+        self.module.clip_fp32_gradients = self._clip
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of one micro-batch's mean loss; the last of a step also averages gradients over the ranks."""
@@ -78,21 +81,18 @@ class DataParallelEngine:
     def step(self) -> dict[str, float]:
         """Clipping, optimizer, schedule; returns the step's `learning_rate` and `grad_norm`. One that isn't finite moves nothing."""
         learning_rate = self.module.get_lr()[0]
-        grad_norm = self._grad_norm()
-        if grad_norm is not None:
-            skip_in_fp32(self.module, self.module.module.parameters(), grad_norm)
         self.module.step()
         keep_schedule(self.module)
-        if grad_norm is None:
-            grad_norm = self.module.get_global_grad_norm()
-        return {"learning_rate": float(learning_rate), "grad_norm": float(grad_norm)}
+        return {"learning_rate": float(learning_rate), "grad_norm": float(self.module.get_global_grad_norm())}
 
-    def _grad_norm(self) -> float | None:
-        """The global norm before clipping, or None under ZeRO, which measures it itself."""
-        if self.module.zero_optimization():
-            return None
-        gradients = [parameter.grad for parameter in self.module.module.parameters() if parameter.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+    def _clip(self) -> None:
+        """What DeepSpeed calls before a step without ZeRO; its own form of it can't skip one."""
+        parameters = [parameter for parameter in self.module.module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        self.module._global_grad_norm = norm
+        skip_in_fp32(self.module, parameters, float(norm))
+        if norm.isfinite():
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.module.gradient_clipping(), norm)
 
     def close(self) -> None:
         """Lets go of the module, which another engine may then take."""

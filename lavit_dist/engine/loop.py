@@ -170,7 +170,7 @@ class _Run:
         step += 1
         problem = self.guard.judge(metrics)
         if problem:
-            logger.warning("step %d went wrong: %s (%d in a row)", step, problem, self.guard.bad)
+            self._warn("step %d went wrong: %s (%d in a row)", step, problem, self.guard.bad)
             self._record("bad step", step, problem=problem)
         if self.guard.skipped:
             metrics["steps_skipped"] = float(self.guard.skipped)
@@ -217,7 +217,7 @@ class _Run:
             self.trainable.skip_batches(step - saved.step)
             if rank() == 0:
                 self.store.go_back_to(saved)
-        logger.warning(
+        self._warn(
             "went back from step %d to %s; the %d batches since then are left out", step, saved.folder.name, step - saved.step
         )
         self._record("went back", step, to=saved.step)
@@ -227,6 +227,11 @@ class _Run:
 
     def _told(self, doing: str, *, retry: bool = True) -> Any:
         return outside_faults_told(doing, advice=self.trainable.memory_advice, retry=retry)
+
+    def _warn(self, message: str, *values: object) -> None:
+        """Says once what all ranks find."""
+        if rank() == 0:
+            logger.warning(message, *values)
 
     def _record(self, event: str, step: int, **details: Any) -> None:
         if rank() == 0:

@@ -41,8 +41,8 @@ def device() -> torch.device:
 def init_distributed(num_threads: int | None = None, timeout_seconds: float = 1800.0) -> None:
     """Joins the process group (nccl on GPUs, gloo on CPUs) and sets this process's device and CPU threads.
 
-    A process started without a launcher becomes a group of one on a free loopback port. The others, and later each collective, are waited
-    for `timeout_seconds`.
+    A process started without a launcher becomes a group of one on a free loopback port. The others are waited for, and later each
+    collective, for twice `timeout_seconds`: whoever watches a run for that long has then told what hangs.
     """
     if num_threads:
         torch.set_num_threads(num_threads)
@@ -60,7 +60,7 @@ def init_distributed(num_threads: int | None = None, timeout_seconds: float = 18
         torch.cuda.set_device(device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     with outside_faults_told("while processes joined", retry=False):
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_seconds))
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(seconds=2 * timeout_seconds))
 
 
 def matmul_precision(precision: str) -> torch.autocast:

@@ -38,6 +38,10 @@ if end == "until stopped":
         time.sleep(0.05)
     (run_dir / "stop").unlink()
     end = 0
+if end == 0:
+    (run_dir / "events.jsonl").open("a").write(json.dumps({"event": "done"}) + "\\n")
+if end == "lying":
+    end = 0
 if end == "deaf":
     time.sleep(100)
 if end < 0:
@@ -63,10 +67,11 @@ def starts(run_dir: Path) -> int:
 
 
 def test_faults_are_followed_by_starts_until_it_is_done(tmp_path: Path) -> None:
-    code, said = run(tmp_path / "run", [(5, 4, 1), (9, 8, -9), (12, 12, 74), (20, 20, 0)])
+    code, said = run(tmp_path / "run", [(5, 4, 1), (9, 8, -9), (12, 12, 74), (13, 12, "lying"), (20, 20, 0)])
     assert code == 0
-    assert starts(tmp_path / "run") == 4
-    assert "start 3 got to step 20" in said
+    assert starts(tmp_path / "run") == 5
+    assert "it ended before it was done (exit code 0)" in said
+    assert "start 4 got to step 20" in said
     assert "it was ended by SIGKILL (often the kernel's, for want of memory; dmesg tells) after step 9; starting again" in said
     assert not (tmp_path / "run" / REPORT).exists()
 
