@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from lavit_dist.parallel.distributed import free_port
 
 TRAININGS = {"pretrain": "pretrain.py", "tokenizer": "train_tokenizer.py", "decoder": "train_decoder.py"}
 KINDS = ("rank", "save", "launcher", "term", "hang", "cut", "flip", "disk")
+GOES_ON = ("disk",)
+"""Kinds after which the run goes on without a new start."""
 RANKS = 2
 HANG_SECONDS = 8.0
 PATIENCE = 240.0
@@ -114,25 +116,29 @@ class Drill:
         self.run, self.chance, self.save_every = run, chance, save_every
         self.done: Counter[str] = Counter()
 
-    def disturb(self, kinds: list[str]) -> None:
-        """One fault after another, each once the run has got a random number of steps on from where it was started."""
+    def disturb(self, kinds: Sequence[str], faults: int) -> None:
+        """So many faults of random kinds, each once the run has got a random number of steps on from where it was started."""
         self.run.start()
         begun = 0
-        for kind in kinds:
-            begun = self._wait_for_steps(begun, self.chance.randint(1, self.save_every + 2))
+        while self.done.total() < faults:
+            self._wait_for_steps(begun, self.chance.randint(1, self.save_every + 2))
             if self.run.over:
                 return
+            begun = self.run.starts()
             time.sleep(self.chance.uniform(0, 0.3))
+            kind = self.chance.choice(kinds)
             if getattr(self, f"_{kind}")():
                 self.done[kind] += 1
+                begun -= kind in GOES_ON
+            else:  # what was to be harmed wasn't there
+                begun -= 1
         self._wait(lambda: self.run.over, "its end", seconds=20 * PATIENCE)
 
-    def _wait_for_steps(self, begun: int, steps: int) -> int:
-        """Until a start after number `begun` has taken so many steps; the number of that start."""
+    def _wait_for_steps(self, begun: int, steps: int) -> None:
+        """Until a start after number `begun` has taken so many steps."""
         self._wait(lambda: self.run.over or self.run.starts() > begun, "the next start")
         first = self.run.steps()
         self._wait(lambda: self.run.over or self.run.steps() >= first + steps, "its steps")
-        return self.run.starts()
 
     def _wait(self, condition: Any, what: str, seconds: float = PATIENCE) -> None:
         end = time.monotonic() + seconds
@@ -272,7 +278,7 @@ def drill(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={TMPFS_BYTES}", "tmpfs", str(checkpoints)], check=True)
         try:
             disturbing = Drill(run, chance, arguments.save_every)
-            disturbing.disturb([chance.choice(kinds) for _ in range(min(arguments.per_run, arguments.faults - total.total()))])
+            disturbing.disturb(kinds, min(arguments.per_run, arguments.faults - total.total()))
             disturbing.done["nan"] += sum(
                 '"bad step"' in line for line in (straight[name].run_dir / "events.jsonl").read_text().splitlines()
             )

@@ -38,7 +38,7 @@ class Draws(NamedTuple):
 class DecoderTraining:
     """A `Trainable`: the U-Net and `unet_proj` by gradient, and a moving average of both, which is the product."""
 
-    memory_advice = "Start more processes, lower global_batch_size, or set zero_stage to 2; feature_cache_bytes counts, too."
+    memory_advice = "Start more processes, lower global_batch_size, or set zero_stage to 1; feature_cache_bytes counts, too."
 
     def __init__(
         self,

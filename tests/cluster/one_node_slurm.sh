@@ -38,7 +38,7 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 JobRequeue=1
 KillWait=10
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(env -u OMP_NUM_THREADS nproc) State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 if ! munge -n >/dev/null 2>&1; then

@@ -52,7 +52,14 @@ def test_a_resumed_run_equals_the_straight_one(tiny_decoder, decoder_config, rep
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_run_goes_on_with_another_number_of_processes(decoder_config, repo_root, tmp_path, optimizer):
-    settings = (f"optimizer.name={optimizer}", "checkpoint.keep_last=9", "total_steps=8", "checkpoint.every_steps=3")
+    # With Adam's usual epsilon the last digits of gradients near zero decide the first steps.
+    settings = (
+        f"optimizer.name={optimizer}",
+        "optimizer.eps=1e-4",
+        "checkpoint.keep_last=9",
+        "total_steps=8",
+        "checkpoint.every_steps=3",
+    )
     run_dir, straight = tmp_path / "reshaped", tmp_path / "straight"
     assert train(repo_root, decoder_config, straight, *settings).returncode == 0
     shutil.copytree(straight, run_dir)
@@ -61,7 +68,14 @@ def test_a_run_goes_on_with_another_number_of_processes(decoder_config, repo_roo
         for step in (run_dir / "checkpoints").glob("step-*"):
             if int(step.name[-8:]) > start:
                 shutil.rmtree(step)
-        resumed = train(repo_root, decoder_config, run_dir, *settings, f"zero_stage={processes - 1}", processes=processes)
+        resumed = train(
+            repo_root,
+            decoder_config,
+            run_dir,
+            *settings,
+            f"zero_stage={(processes - 1) * (optimizer == 'adamw')}",
+            processes=processes,
+        )
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
         assert f"step-{start:08d}" in resumed.stdout + resumed.stderr
         for name in ("loss", "grad_norm"):

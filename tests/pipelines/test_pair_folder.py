@@ -61,7 +61,7 @@ def test_a_set_is_refused_to_other_settings_and_to_a_source_that_changed(tmp_pat
         make(tmp_path / "shapes", seed=5)
     rows = [json.loads(line) for line in photos.read_text().splitlines()[:3]]
     source = tmp_path / "list.jsonl"
-    config = build(IngestConfig, {"source": str(source), "run_dir": str(tmp_path / "photos")})
+    config = build(IngestConfig, {"source": str(source), "run_dir": str(tmp_path / "photos"), "image_root": str(photos.parent)})
     for captions in ("one", "another"):
         source.write_text("\n".join(json.dumps({"image": str(photos.parent / row["image"]), "caption": captions}) for row in rows))
         if captions == "one":
