@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lavit_dist.checkpoint.hf import export_hf
 from lavit_dist.checkpoint.llama_source import llama_source
-from lavit_dist.checkpoint.llama_state import read_facts
+from lavit_dist.checkpoint.llama_state import FACTS, read_facts
 from lavit_dist.checkpoint.official import tokenizer_digest
 from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.mixture import SOLE_SOURCE, SourceConfig, weights_from_steps
@@ -59,7 +59,7 @@ def run(config: PretrainConfig) -> None:
         logger.info("%s is already there", folder.model)
         return
     store = CheckpointStore(folder.checkpoints)
-    newest = store.newest()
+    newest = store.newest([FACTS])
     batches = open_batches(config)
     rows = batches.rows
     if newest is None:

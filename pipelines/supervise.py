@@ -24,6 +24,7 @@ REPORT = "supervisor_report.txt"
 POLL_SECONDS = 0.5
 ENDED = 128 + signal.SIGTERM
 """Exit code after a second request to stop."""
+FATAL = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGINT, signal.SIGUSR1)
 TAIL_LINES, TAIL_BYTES = 40, 1 << 20
 WITHOUT_PROGRESS = 4
 """The run is given up, too, after so many times `attempts` faults in a row without a new checkpoint."""
@@ -99,7 +100,8 @@ class _Supervisor:
             newest = self.failures[-1].checkpoint if self.failures else self._checkpoint_before
             self.failures.append(Failure(time.time(), code, self._steps(), self._checkpoint(), tuple(self.tail)))
             waited_for = 0 if self.failures[-1].checkpoint != newest else waited_for + 1
-            record_event(self.run_dir, "start failed", self.failures[-1].step, code=code, meaning=meaning(code))
+            if self.run_dir.exists():  # wrong settings may have kept it from being made
+                record_event(self.run_dir, "start failed", self.failures[-1].step, code=code, meaning=meaning(code))
             hopeless = self._hopeless(waited_for)
             if hopeless:
                 self._report(hopeless)
@@ -146,6 +148,9 @@ class _Supervisor:
         return ""
 
     def _report(self, reason: str) -> None:
+        if not self.run_dir.exists():
+            self._say(f"given up: {reason}")
+            return
         lines = [
             f"Given up: {reason}.",
             f"Command: {' '.join(words_without_secrets(self.command))}",
@@ -157,7 +162,6 @@ class _Supervisor:
             lines.append(f"{when}  after step {failure.step}: {meaning(failure.code)}")
         lines += ["", "What the last start said last:", *self.failures[-1].tail]
         path = self.run_dir / REPORT
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
         self._say(f"given up: {reason}; see {path}, and {self.run_dir / EVENTS}")
 
@@ -204,12 +208,10 @@ class _Supervisor:
 
 def meaning(code: int) -> str:
     """An exit code in words."""
-    number = -code if code < 0 else code - 128
-    if code < 0 or number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            return f"it ended with code {code}"
+    # Of a signal, subprocess says the negative number, shells 128 more, and a program that ends with the former 256 less.
+    number = next((number for number in FATAL if code in (-number, 128 + number, 256 - number)), None)
+    if number is not None:
+        name = signal.Signals(number).name
         often = " (often the kernel's, for want of memory; dmesg tells)" if number == signal.SIGKILL else ""
         return f"it was ended by {name}{often}"
     known = {0: "it ended before it was done", WRONG_CONFIG: "it refused its settings", HUNG: "it hung", FAULT: "it failed"}

@@ -146,6 +146,7 @@ def test_secrets_are_not_written_down(tmp_path: Path) -> None:
     assert load_config(Stored, tmp_path / "config.yaml").id_cache.storage_options == {"endpoint_url": "http://store", "anon": False}
 
     run_dir = tmp_path / "run"
+    run_dir.mkdir()
     failing = [sys.executable, "-c", "raise SystemExit(2)", f"run_dir={run_dir}", "id_cache.storage_options.secret=hush"]
     said = subprocess.run(
         [sys.executable, "launcher/supervise.py", "--", *failing], cwd=ROOT, capture_output=True, text=True, check=False

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,14 @@ class CheckpointStore:
             raise found
         return found
 
-    def _newest_whole(self, until: int | None) -> SavedStep | None:
+    def _newest_whole(self, until: int | None = None, files: Collection[str] | None = None) -> SavedStep | None:
+        """The newest step of which `files`, or all, are as its manifest says. Raises `UserError` when there are steps and none is."""
         problem: UserError | None = None
         for folder in self._candidates():
             if until is not None and folder.name > self.step_folder(until).name:
                 continue
             try:
-                verify(folder)
+                verify(folder, files)
                 return read_step(folder)
             except UserError as error:
                 logger.warning("%s is passed over: %s", folder.name, error)
@@ -155,20 +156,29 @@ class CheckpointStore:
             logger.warning("%s names %s, which is missing; %s is the newest step", pointer, name or "nothing", folders[-1].name)
         return folders[::-1]
 
-    def newest(self) -> SavedStep | None:
-        """The newest step that has a manifest, unverified; None when no checkpoint was ever completed. Raises `UserError` as `latest` does."""
-        return next((read_step(folder) for folder in self._candidates() if (folder / MANIFEST).exists()), None)
+    def newest(self, files: Collection[str] = ()) -> SavedStep | None:
+        """The newest step of which `files` alone are known to be whole; None when no checkpoint was ever completed.
+
+        Raises `UserError` as `latest` does.
+        """
+        return self._newest_whole(files=files)
 
     def prune(self, keep: Retention) -> list[int]:
         """Deletes the steps that `keep` has no reason for, and folders that a crash left half-written; says which steps those were.
 
         Only rank 0 may call it, and not while a step is written.
         """
-        steps = [read_step(folder) for folder in self._folders() if (folder / MANIFEST).exists()]
+        steps, gone = [], []
+        for folder in self._folders():
+            try:
+                steps.append(read_step(folder))
+            except UserError as error:
+                logger.warning("%s is removed: %s", folder.name, error)
+                gone.append(SavedStep(int(folder.name.removeprefix("step-")), folder, ranks=0))
         scored = sorted((step for step in steps if step.score is not None), key=lambda step: step.score or 0.0)
         kept = {step.step for step in [*steps[-keep.last :], *scored[: keep.best]]}
         kept |= {step.step for step in steps if keep.every and step.step % keep.every == 0}
-        gone = [step for step in steps if step.step not in kept]
+        gone += [step for step in steps if step.step not in kept]
         for step in gone:
             shutil.rmtree(step.folder)
         self.remove_unfinished()
@@ -187,9 +197,11 @@ def read_step(folder: Path) -> SavedStep:
     return SavedStep(step=int(manifest["step"]), folder=folder, ranks=int(manifest["ranks"]), score=manifest.get("score"))
 
 
-def verify(folder: Path) -> None:
-    """Raises `UserError` naming the first file of `folder` that is missing or differs from its manifest."""
+def verify(folder: Path, files: Collection[str] | None = None) -> None:
+    """Raises `UserError` naming the first file of `folder`, or the first of `files` in it, that is missing or differs from its manifest."""
     for name, recorded in _read_manifest(folder)["files"].items():
+        if files is not None and name not in files:
+            continue
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(

@@ -125,9 +125,12 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path: Path, caplog: pyte
         save(store, step)
     (tmp_path / "step-00000004/part/model.json").write_text("cut")
     (tmp_path / "step-00000003/manifest.json").write_text("{")
-    newest = store.latest()
+    newest, quickly = store.latest(), store.newest([FILE])
     assert newest is not None
+    assert newest == quickly
     assert newest.step == 2
+    caplog.clear()
+    newest = store.latest()
     assert [record.args[0] for record in caplog.records] == ["step-00000004", "step-00000003"]  # type: ignore[index]
     save(store, 3)
     newest = store.latest()

@@ -98,6 +98,19 @@ def test_wrong_settings_are_not_tried_again(tmp_path: Path) -> None:
     assert code == 2
     assert starts(tmp_path / "run") == 1
     assert "the settings are wrong, or need a decision" in said
+    command = [
+        sys.executable,
+        "launcher/supervise.py",
+        "--",
+        sys.executable,
+        "-c",
+        "raise SystemExit(2)",
+        f"run_dir={tmp_path}/none",
+    ]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "given up: the settings are wrong" in refused.stdout
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_a_killed_launcher_leaves_is_ended_before_the_next_start(tmp_path: Path) -> None:
@@ -149,4 +162,5 @@ def test_exit_codes_in_words() -> None:
     assert meaning(74) == "it hung (exit code 74)"
     assert "SIGKILL" in meaning(-9)
     assert "SIGKILL" in meaning(137)
+    assert "SIGKILL" in meaning(247)
     assert meaning(3) == "it ended (exit code 3)"
