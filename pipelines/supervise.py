@@ -126,6 +126,7 @@ class _Supervisor:
             process.end()
             raise
         process.end_orphans()  # a launcher that was killed leaves its ranks, which hold the run folder
+        process.drain()
         return code
 
     def _says_so(self) -> bool:

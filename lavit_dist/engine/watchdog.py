@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 HEARTBEATS, HANGS = "heartbeats", "hangs"
 LONGEST_INTERVAL = 15.0
 """Seconds between two signs of life at most; a shared file system sees one small file per rank and interval."""
+CLOCK_STEPS = 5.0
+"""Seconds by which two readings of when a process was started may differ, as the clock was set meanwhile."""
 PACKAGES = Path(__file__).parents[2]
 
 
@@ -157,7 +159,8 @@ def _kill(sign: dict[str, Any]) -> None:
     """Ends a silent rank on this host: a stopped process doesn't die of the SIGTERM that launchers send, and wait for."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(sign["pid"])
-        if sign["host"] == socket.gethostname() and process.create_time() == sign["started"]:
+        same = abs(process.create_time() - sign["started"]) < CLOCK_STEPS  # and no later process with its number
+        if same and sign["host"] == socket.gethostname():
             process.kill()
 
 

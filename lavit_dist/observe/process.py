@@ -54,13 +54,15 @@ class RelayedProcess:
         self._reader.start()
 
     def wait(self, seconds: float) -> int | None:
-        """Its exit code, negative for a signal, once it has ended and its lines were shown; None if it still runs after `seconds`."""
+        """Its exit code, negative for a signal; None if it still runs after `seconds`."""
         try:
-            code = self._process.wait(seconds)
+            return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
-        self._reader.join(GRACE)  # a descendant that outlives the program may still hold the pipe
-        return code
+
+    def drain(self) -> None:
+        """After its end: waits until its last lines were shown, but not for ever, since what it has left behind may hold the pipe."""
+        self._reader.join(GRACE)
 
     def end(self) -> None:
         """Ends it with all of its descendants, also those whose parent is gone."""
@@ -105,6 +107,7 @@ def run_watched(command: Sequence[str], log: Path, environment: Mapping[str, str
                 code = process.wait(SAMPLE_EVERY)
                 if code is not None:
                     break
+            process.drain()
         except BaseException:
             process.end()
             raise

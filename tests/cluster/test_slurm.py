@@ -55,28 +55,37 @@ def events(run_dir: Path) -> list[str]:
     return [json.loads(line)["event"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@needs_slurm
-@pytest.mark.xdist_group("slurm")
-@pytest.mark.timeout(500)
-@pytest.mark.parametrize("launcher", ["deepspeed", "srun"])
-def test_a_job_that_is_preempted_and_requeued_ends_as_if_it_had_not_been(
-    slurm: dict[str, str], pretrain_settings: dict[str, Any], tmp_path: Path, launcher: str
-) -> None:
-    config = tmp_path / "pretrain.yaml"
+@pytest.fixture(scope="module")
+def config(pretrain_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "pretrain.yaml"
     settings = pretrain_settings | {
         "parallel": {"pipeline_parallel_size": 2},
         "checkpoint": {"every_steps": 10},
         "logging": {"tensorboard": False},
         "total_steps": STEPS,
     }
-    config.write_text(yaml.safe_dump(settings))
-    alone = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(free_port())]
-    straight = subprocess.run(
-        [*alone, "launcher/pretrain.py", "--config", str(config), f"run_dir={tmp_path}/straight"],
-        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False,
-    )  # fmt: skip
-    assert straight.returncode == 0, straight.stdout + straight.stderr
+    path.write_text(yaml.safe_dump(settings))
+    return path
 
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    """The records of the run without Slurm."""
+    run_dir = tmp_path_factory.mktemp("undisturbed")
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(free_port())]
+    command = [*launcher, "launcher/pretrain.py", "--config", str(config), f"run_dir={run_dir}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return records(run_dir)
+
+
+@needs_slurm
+@pytest.mark.xdist_group("slurm")
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("launcher", ["deepspeed", "srun"])
+def test_a_job_that_is_preempted_and_requeued_ends_as_if_it_had_not_been(
+    slurm: dict[str, str], config: Path, undisturbed: list[dict[str, float]], tmp_path: Path, launcher: str
+) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "job.log"
     arguments = [f"--output={log}", "--nodes=1", "--cpus-per-task=2", "launcher/slurm/pretrain.sbatch"]
     training = ["--config", str(config), f"run_dir={run_dir}"]
@@ -111,7 +120,7 @@ def test_a_job_that_is_preempted_and_requeued_ends_as_if_it_had_not_been(
         lambda: call("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T").strip() in ("COMPLETED", ""), "its end"
     )
     assert events(run_dir).count("started") == 3
-    assert records(run_dir) == records(tmp_path / "straight")
+    assert records(run_dir) == undisturbed
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 
@@ -83,3 +84,36 @@ def _run(repo_root: Path, tmp_path: Path, program: str, *arguments: str) -> str:
     result = subprocess.run(command, cwd=repo_root, check=False, capture_output=True, text=True, timeout=230)
     assert result.returncode == 0, result.stderr
     return (tmp_path / "table.md").read_text()
+
+
+def test_a_checkpoint_in_the_background_is_read_back_bit_for_bit(repo_root, tmp_path):
+    table = _run(repo_root, tmp_path, "save_stall.py", "--megabytes", "32", "--repeats", "1")
+    assert "Read back: equal bit for bit." in table
+    assert table.count("| ours") == 2
+
+
+@pytest.mark.timeout(500)
+def test_faults_at_random_moments_leave_no_trace_in_what_is_trained(repo_root, tmp_path):
+    """The drill, in short: two trainings, four faults each and NaNs. Hangs, which take long to be seen, are left to the whole one."""
+    kinds = ["rank", "save", "launcher", "term", "cut", "flip", *(["disk"] if os.geteuid() == 0 else [])]
+    sizes = [
+        "--faults",
+        "12",
+        "--per-run",
+        "4",
+        "--steps",
+        "160",
+        "--save-every",
+        "5",
+        "--seed",
+        "7",
+        "--trainings",
+        "pretrain",
+        "tokenizer",
+    ]
+    command = [sys.executable, "benchmarks/fault_drill.py", *sizes, "--kinds", *kinds, "--output", str(tmp_path / "table.md")]
+    result = subprocess.run(command, cwd=repo_root, check=False, capture_output=True, text=True, timeout=480)
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert "0 differ" in table
+    assert table.count("the same, bit for bit") >= 2
