@@ -9,6 +9,9 @@ python launcher/checkpoint.py verify RUN_DIR/checkpoints
 python launcher/checkpoint.py prune RUN_DIR/checkpoints --keep-last 2 [--keep-every 10000 --keep-best 1]
     removes all steps but the newest, those of every so many steps, and those with the lowest mean loss
 
+python launcher/checkpoint.py fetch s3://bucket/run --run-dir RUN_DIR [--storage-options '{"endpoint_url": "http://…"}']
+    gets the newest checkpoint that `checkpoint.copy_to` has copied there; the run then goes on from it
+
 python launcher/checkpoint.py export RUN_DIR/checkpoints/step-00001000 --text-tokenizer FOLDER --output DIR
     writes what `LlamaForCausalLM.from_pretrained` reads; DIR is a new folder, and appears when it is whole
 
@@ -18,7 +21,9 @@ Exit code 0: done, or all are whole. 1: `verify` found something wrong. 2: the s
 """
 
 import argparse
+import json
 import sys
+from typing import Any
 
 from lavit_dist.config.command_line import exit_on_user_error
 
@@ -34,7 +39,7 @@ def main() -> None:
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line; exits with code 2 when it can't be understood."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_subparsers(dest="what", required=True, metavar="inspect|verify|prune|export")
+    what = parser.add_subparsers(dest="what", required=True, metavar="inspect|verify|prune|fetch|export")
     inspect = what.add_parser("inspect", help="what is in a step")
     verify = what.add_parser("verify", help="whether steps are whole")
     prune = what.add_parser("prune", help="fewer steps")
@@ -49,6 +54,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     prune.add_argument("--keep-last", type=_at_least_one, required=True, metavar="N", help="how many of the newest stay")
     prune.add_argument("--keep-every", type=int, default=0, metavar="STEPS", help="multiples of it stay")
     prune.add_argument("--keep-best", type=int, default=0, metavar="N", help="so many of those with the lowest mean loss stay")
+    fetch = what.add_parser("fetch", help="back from a store")
+    fetch.add_argument("url", metavar="URL", help="what checkpoint.copy_to was")
+    fetch.add_argument("--run-dir", required=True, metavar="DIR", help="the run folder, which has no checkpoints")
+    fetch.add_argument("--storage-options", type=_json_object, default={}, metavar="JSON", help="what fsspec opens the store with")
     export.add_argument("--text-tokenizer", required=True, metavar="FOLDER", help="the text tokenizer of the run")
     export.add_argument("--output", required=True, metavar="DIR", help="the new folder")
     return parser.parse_args(words)
@@ -61,6 +70,16 @@ def _at_least_one(word: str) -> int:
     return number
 
 
+def _json_object(word: str) -> dict[str, Any]:
+    try:
+        value = json.loads(word)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return value
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Does what the command line says; exits with code 1 when a step is damaged."""
     from pipelines import checkpoint  # imports torch, which takes seconds: not before the command line is known to be right
@@ -71,6 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
         from lavit_dist.checkpoint.store import Retention
 
         checkpoint.prune(arguments.folder, Retention(arguments.keep_last, arguments.keep_every, arguments.keep_best))
+    elif arguments.what == "fetch":
+        checkpoint.fetch(arguments.url, arguments.run_dir, arguments.storage_options)
     elif arguments.what == "export":
         checkpoint.export(arguments.folder, arguments.output, arguments.text_tokenizer)
     elif not checkpoint.verify_steps(arguments.folder):

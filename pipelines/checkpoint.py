@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -10,6 +11,7 @@ from rich.text import Text
 from lavit_dist.checkpoint.hf import export_hf
 from lavit_dist.checkpoint.llama_state import FACTS, WEIGHTS_FOLDER, read_facts
 from lavit_dist.checkpoint.store import STEP, CheckpointStore, Retention, read_step, verify
+from lavit_dist.checkpoint.store_copies import StoreCopies
 from lavit_dist.checkpoint.weight_parts import WeightParts
 from lavit_dist.engine.loop import LOOP_FILE
 from lavit_dist.engine.run_folder import hold
@@ -57,6 +59,15 @@ def prune(folder: str, keep: Retention) -> None:
     with hold(Path(folder).absolute().parent):
         gone = store.prune(keep)
     Console(highlight=False).print(f"removed {len(gone)} steps: {', '.join(map(str, gone))}" if gone else "removed nothing")
+
+
+def fetch(url: str, run_dir: str, storage_options: dict[str, Any]) -> None:
+    """Makes the newest checkpoint that was copied below `url` the newest one of RUN_DIR, which has none."""
+    setup_logging()
+    root = Path(run_dir)
+    with hold(root):
+        saved = StoreCopies(url, storage_options).fetch_newest(CheckpointStore(root / "checkpoints"))
+    Console(highlight=False).print(f"fetched step {saved.step} into {saved.folder}")
 
 
 def verify_steps(folder: str) -> bool:

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,27 @@ class CheckpointStore:
 
         Steps after it are of a run that was gone back from, and are removed.
         """
-        final, temporary = self.step_folder(step), self.temporary(step)
         manifest = {"step": step, "ranks": ranks, "score": score, "files": {name: asdict(files[name]) for name in sorted(files)}}
+        self._complete(step, manifest)
+        return self.step_folder(step)
+
+    def adopt(self, step: int, manifest: Mapping[str, Any]) -> SavedStep:
+        """Makes what was copied into the folder of `begin` step `step`, the newest. Raises `UserError` when it isn't what `manifest` says."""
+        write_atomically(self.temporary(step) / MANIFEST, json.dumps(manifest).encode())
+        verify(self.temporary(step))
+        self._complete(step, manifest)
+        return read_step(self.step_folder(step))
+
+    def _complete(self, step: int, manifest: Mapping[str, Any]) -> None:
+        final, temporary = self.step_folder(step), self.temporary(step)
         write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        for folder in {temporary, *((temporary / name).parent for name in files)}:
+        for folder in {temporary, *((temporary / name).parent for name in manifest["files"])}:
             sync_folder(folder)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
         sync_folder(self.root)
         self._point_at(final)
-        return final
 
     def go_back_to(self, saved: SavedStep) -> None:
         """Makes `saved` the newest step, and removes those after it. Only rank 0 may call it."""
@@ -163,10 +173,10 @@ class CheckpointStore:
         """
         return self._newest_whole(files=files)
 
-    def prune(self, keep: Retention) -> list[int]:
+    def prune(self, keep: Retention, spare: Collection[int] = ()) -> list[int]:
         """Deletes the steps that `keep` has no reason for, and folders that a crash left half-written; says which steps those were.
 
-        Only rank 0 may call it, and not while a step is written.
+        `spare` stay this time. Only rank 0 may call it, and not while a step is written.
         """
         steps, gone = [], []
         for folder in self._folders():
@@ -175,10 +185,8 @@ class CheckpointStore:
             except UserError as error:
                 logger.warning("%s is removed: %s", folder.name, error)
                 gone.append(SavedStep(int(folder.name.removeprefix("step-")), folder, ranks=0))
-        scored = sorted((step for step in steps if step.score is not None), key=lambda step: step.score or 0.0)
-        kept = {step.step for step in [*steps[-keep.last :], *scored[: keep.best]]}
-        kept |= {step.step for step in steps if keep.every and step.step % keep.every == 0}
-        gone += [step for step in steps if step.step not in kept]
+        kept = to_keep(steps, keep)
+        gone += [step for step in steps if step.step not in kept and step.step not in spare]
         for step in gone:
             shutil.rmtree(step.folder)
         self.remove_unfinished()
@@ -191,9 +199,20 @@ class CheckpointStore:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def to_keep(steps: Sequence[SavedStep], keep: Retention) -> set[int]:
+    """Which of `steps`, oldest first, there is a reason to keep."""
+    scored = sorted((step for step in steps if step.score is not None), key=lambda step: step.score or 0.0)
+    regular = [step for step in steps if keep.every and step.step % keep.every == 0]
+    return {step.step for step in [*steps[-keep.last :], *scored[: keep.best], *regular]}
+
+
 def read_step(folder: Path) -> SavedStep:
     """What the manifest of a step folder says. Raises `UserError` when it is damaged."""
-    manifest = _read_manifest(folder)
+    return stored_step(_read_manifest(folder), folder)
+
+
+def stored_step(manifest: Mapping[str, Any], folder: Path) -> SavedStep:
+    """The step whose manifest holds `manifest`."""
     return SavedStep(step=int(manifest["step"]), folder=folder, ranks=int(manifest["ranks"]), score=manifest.get("score"))
 
 

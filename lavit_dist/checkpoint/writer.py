@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavit_dist.checkpoint.snapshot import FileRecord, HostCopies, Snapshot, write_snapshot
-from lavit_dist.checkpoint.store import CheckpointStore, Retention
+from lavit_dist.checkpoint.store import CheckpointStore, Retention, read_step
+from lavit_dist.checkpoint.store_copies import StoreCopies
 from lavit_dist.errors import Fault
 from lavit_dist.parallel.distributed import barrier, gather_objects, rank, world_size
 
@@ -35,8 +36,9 @@ class _Pending:
 class CheckpointWriter:
     """Writes steps into `store`, one at a time. Every method is collective, but for the properties."""
 
-    def __init__(self, store: CheckpointStore, keep: Retention) -> None:
-        self.store, self.keep = store, keep
+    def __init__(self, store: CheckpointStore, keep: Retention, copies: StoreCopies | None = None) -> None:
+        """`copies` gets what becomes whole, where there is one, by rank 0."""
+        self.store, self.keep, self.copies = store, keep, copies
         self._copies = HostCopies()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
@@ -96,6 +98,8 @@ class CheckpointWriter:
             except OSError as error:
                 said = str(error)
             else:
+                if self.copies is not None:
+                    self.copies.begin(read_step(folder))
                 self._prune()
         if gather_objects(said)[0]:
             self._give_up(pending.step, said)
@@ -119,7 +123,7 @@ class CheckpointWriter:
 
     def _prune(self) -> None:
         try:
-            self.store.prune(self.keep)
+            self.store.prune(self.keep, spare=self.copies.needed if self.copies is not None and self.copies.busy else ())
         except OSError as error:
             logger.warning("old checkpoints couldn't be removed: %s", error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -113,6 +114,11 @@ class CheckpointConfig:
     """Keep for good those whose step is a multiple of this; 0 keeps none for that."""
     keep_best: NonNegativeInt = 0
     """Keep as many of those with the lowest mean loss since the checkpoint before."""
+    copy_to: str | None = None
+    """URL below which checkpoints are copied in the background, and kept alike, such as s3://bucket/run: any that fsspec reaches. `launcher/checkpoint.py
+    fetch` gets the newest back."""
+    storage_options: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    """What fsspec's file system of `copy_to` is opened with, such as `endpoint_url`; credentials belong into its own files."""
 
     def validate(self) -> None:
         check(self.every_steps > 0, f"checkpoint.every_steps {self.every_steps} must be at least 1.")

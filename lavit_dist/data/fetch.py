@@ -73,18 +73,22 @@ class StoreError(Exception):
     """A file that a store doesn't take; the message says which and why."""
 
 
-def store(system: fsspec.AbstractFileSystem, content: bytes, target: str, *, attempts: int, first_wait: float) -> None:
-    """Makes `content` the file `target` of `system`, with waits as those of `fetch`. Raises `StoreError`."""
+def store(system: fsspec.AbstractFileSystem, content: bytes | Path, target: str, *, attempts: int, first_wait: float) -> None:
+    """Makes `content`, or what is in that local file, the file `target` of `system`, with waits as those of `fetch`. Raises `StoreError`."""
+    length = content.stat().st_size if isinstance(content, Path) else len(content)
     for attempt in range(attempts):
         if attempt:
             time.sleep(first_wait * 2 ** (attempt - 1))
         try:
-            system.pipe_file(target, content)
+            if isinstance(content, Path):
+                system.put_file(str(content), target)
+            else:
+                system.pipe_file(target, content)
             system.invalidate_cache(target.rpartition("/")[0])
             size = system.info(target)["size"]
-            if size == len(content):
+            if size == length:
                 return
-            error: Exception = OSError(f"{size} bytes arrived of {len(content)}")
+            error: Exception = OSError(f"{size} bytes arrived of {length}")
         except PermissionError as refusal:
             raise StoreError(f"{target} can't be written: {refusal}") from refusal
         except Exception as failure:  # every store raises exceptions of its own

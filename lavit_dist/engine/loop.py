@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from lavit_dist.checkpoint.snapshot import Snapshot
 from lavit_dist.checkpoint.store import CheckpointStore, Retention, SavedStep
+from lavit_dist.checkpoint.store_copies import StoreCopies
 from lavit_dist.checkpoint.writer import CheckpointWriter
 from lavit_dist.config.training import CheckpointConfig, FaultsConfig
 from lavit_dist.engine.events import record_event
@@ -29,6 +30,7 @@ from lavit_dist.parallel.outside_faults import outside_faults_told
 logger = logging.getLogger(__name__)
 LOOP_FILE = "loop.json"
 """What the loop itself must know to go on, in a step folder."""
+COPY_POLL_SECONDS = 0.5
 
 
 class Trainable(Protocol):
@@ -97,7 +99,9 @@ class _Run:
         self.checkpoint, self.faults, self.callbacks = checkpoint, faults, callbacks
         self.store = CheckpointStore(run_dir / "checkpoints")
         keep = Retention(checkpoint.keep_last, checkpoint.keep_every, checkpoint.keep_best)
-        self.writer = CheckpointWriter(self.store, keep)
+        to_store = checkpoint.copy_to is not None and rank() == 0
+        self.copies = StoreCopies(checkpoint.copy_to or "", checkpoint.storage_options, keep) if to_store else None
+        self.writer = CheckpointWriter(self.store, keep, self.copies)
         self.guard = StepGuard(faults)
         self.losses: list[float] = []
         """Of the steps since the last checkpoint."""
@@ -121,6 +125,9 @@ class _Run:
                 self._save(step)
             with self._told("while the last checkpoint was written"):
                 self.writer.finish()
+                while _any_rank([self.copies is not None and self.copies.busy])[0]:
+                    self.watchdog.beat(step, "copying the last checkpoint")
+                    time.sleep(COPY_POLL_SECONDS)
             for callback in self.callbacks:
                 callback.on_end()
             done = step == self.total_steps

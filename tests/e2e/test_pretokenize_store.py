@@ -1,15 +1,11 @@
 """The offline job from and to a store that speaks S3's protocol and fails now and then."""
 
-import itertools
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import s3fs
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
 
 from lavit_dist.config.id_cache import IdCacheConfig
 from lavit_dist.config.pretokenize import PretokenizeConfig
@@ -17,36 +13,14 @@ from lavit_dist.config.ray import DecodingRayConfig
 from lavit_dist.data.id_shards import IdShards
 from lavit_dist.data.manifest import load_manifest
 from pipelines.pretokenize import run
-
-EVERY = 4
-"""One request of so many fails."""
-
-
-class Unreliable:
-    """A WSGI application that answers every few requests with an error of the server, first one and then three in a row."""
-
-    def __init__(self, application: Any) -> None:
-        self.application, self.requests, self.failures, self.on = application, itertools.count(), 0, False
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        number = next(self.requests)
-        if self.on and (number % EVERY == 0 or number % (5 * EVERY) < 3):
-            self.failures += 1
-            start_response("503 Slow Down", [("Content-Type", "application/xml")])
-            return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"]
-        return self.application(environ, start_response)
+from tests.e2e.s3_store import Unreliable, unreliable_store
 
 
 @pytest.fixture
 def store() -> Iterator[tuple[Unreliable, dict[str, Any]]]:
     """The store, and what fsspec needs to reach it."""
-    application = Unreliable(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield application, {"key": "user", "secret": "password", "endpoint_url": f"http://127.0.0.1:{server.server_port}"}
-    server.shutdown()
-    thread.join()
+    with unreliable_store() as (application, options):
+        yield application, options
 
 
 def test_the_job_reads_and_writes_a_store_that_fails_now_and_then(
