@@ -4,13 +4,13 @@
 
 Each training runs once undisturbed, on two processes, and then under `launcher/supervise.py`, which alone starts it again: between two faults
 nobody does anything. In the end every step's record (loss, gradient norm, learning rate, work done) and every byte of the last checkpoint (weights,
-masters, moments, place in the data) must be the undisturbed run's. Some steps' gradients are made NaN in both runs, and skipped. Kinds of faults:
+masters, moments, place in the data) must be the undisturbed run's. The gradients of some steps are made NaN on one rank in both runs, and skipped;
+these count as faults of the kind nan. The others:
 
 rank        SIGKILL of a random rank                    save      the same while a checkpoint is being written
 launcher    SIGKILL of DeepSpeed's launcher             term      SIGTERM of it
 hang        SIGSTOP of a random rank                    cut       a file of the newest checkpoint is cut short, then SIGKILL of a rank
 flip        one bit of such a file is flipped, too      disk      no room for a checkpoint until one has failed (a small tmpfs: takes root)
-nan         the gradient of one rank at a given step
 """
 
 import argparse
@@ -279,9 +279,8 @@ def drill(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
         try:
             disturbing = Drill(run, chance, arguments.save_every)
             disturbing.disturb(kinds, min(arguments.per_run, arguments.faults - total.total()))
-            disturbing.done["nan"] += sum(
-                '"bad step"' in line for line in (straight[name].run_dir / "events.jsonl").read_text().splitlines()
-            )
+            told = [json.loads(line) for line in (run.run_dir / "events.jsonl").read_text().splitlines()]
+            disturbing.done["nan"] = len({event["step"] for event in told if event["event"] == "bad step"})
             if not run.over:
                 run.process.wait()  # type: ignore[union-attr]
             found = flaw(straight[name].run_dir, run)

@@ -3,7 +3,7 @@
 python launcher/supervise.py -- deepspeed --num_gpus 8 launcher/pretrain.py --config configs/lavit-7b/pretrain.yaml run_dir=runs/7b …
 
 The run goes on from its newest good checkpoint each time. It is given up after --attempts faults at the same step, with RUN_DIR/supervisor_report.txt;
-RUN_DIR/events.jsonl has everything that befell it. SIGTERM, SIGUSR1 or ctrl-C let the run save and stop; a second one ends it at once.
+RUN_DIR/events.jsonl has everything that befell it. SIGTERM, SIGUSR1, SIGHUP or ctrl-C let the run save and stop; a second one ends it at once.
 
 Exit code 0: done, or stopped as asked. 1: given up, or it failed while it was stopping. 143: ended at once. 2: the sentence says what is wrong with the settings.
 """

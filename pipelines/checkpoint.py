@@ -58,6 +58,7 @@ def prune(folder: str, keep: Retention) -> None:
     check(store.newest() is not None, f"{folder} holds no complete step; name RUN_DIR/checkpoints.")
     with hold(Path(folder).absolute().parent):
         gone = store.prune(keep)
+        store.remove_unfinished()
     Console(highlight=False).print(f"removed {len(gone)} steps: {', '.join(map(str, gone))}" if gone else "removed nothing")
 
 

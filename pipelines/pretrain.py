@@ -35,6 +35,7 @@ from lavit_dist.observe.metrics import MetricsCallback
 from lavit_dist.parallel.apex import check_apex
 from lavit_dist.parallel.distributed import init_distributed, rank, world_size
 from lavit_dist.parallel.lean_imports import import_megatron
+from lavit_dist.parallel.outside_faults import outside_faults_told
 from lavit_dist.parallel.topology import Layout, init_model_parallel
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,10 @@ def run(config: PretrainConfig) -> None:
     if rank() == 0:
         for source_rows in rows.sources.values():
             keep_manifest(folder.data, source_rows.manifest, config.id_cache.storage_options)
+    with outside_faults_told("while the model was built", advice=Pretraining.memory_advice, retry=newest is not None):
+        training = Pretraining(config, layout, batches, source)
     done = run_training(
-        Pretraining(config, layout, batches, source),
+        training,
         run_dir=folder.root,
         total_steps=config.total_steps,
         checkpoint=config.checkpoint,

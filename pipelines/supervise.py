@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from lavit_dist.config.base import words_without_secrets
+import yaml
+
+from lavit_dist.config.base import secrets_hidden, words_without_secrets
 from lavit_dist.config.command_line import FAULT, WRONG_CONFIG
 from lavit_dist.engine.events import EVENTS, HUNG, STOP, record_event
 from lavit_dist.errors import UserError, check
@@ -35,7 +38,7 @@ class Patience:
     """When to start again, and when no more."""
 
     attempts: int = 3
-    """Faults at one step after which the run is given up."""
+    """Faults at one step after which the run is given up; those before a start takes steps don't count here."""
     first_wait: float = 5.0
     """Seconds before the second start; each fault without a new checkpoint doubles it."""
     longest_wait: float = 600.0
@@ -52,13 +55,19 @@ class Failure:
     """Steps taken."""
     checkpoint: str
     """The newest one."""
+    trained: bool
+    """Whether it got as far as to take steps."""
     tail: tuple[str, ...]
     """What was said last."""
 
 
 def run_dir_of(command: Sequence[str], given: str | None) -> Path:
-    """The run folder that `command` names by `run_dir=…`, unless it is `given`. Raises `UserError` when neither says it."""
+    """The run folder that `command` names by `run_dir=…`, or its --config does, unless it is `given`. Raises `UserError` when none says it."""
     named = [word.partition("=")[2] for word in command if word.startswith("run_dir=")]
+    files = [path for flag, path in itertools.pairwise(command) if flag == "--config"]
+    if not named and files and Path(files[-1]).is_file():
+        values = yaml.safe_load(Path(files[-1]).read_text())
+        named = [str(values["run_dir"])] if isinstance(values, dict) and values.get("run_dir") else []
     check(
         bool(given or named),
         f"The command {' '.join(words_without_secrets(command))} doesn't say run_dir=…, so its run folder isn't known; give --run-dir before the --.",
@@ -69,7 +78,7 @@ def run_dir_of(command: Sequence[str], given: str | None) -> Path:
 def supervise(command: Sequence[str], run_dir: Path, patience: Patience) -> int:
     """Runs `command` until it is done or hopeless, and returns the exit code to end with.
 
-    SIGTERM, SIGUSR1 and SIGINT ask the run to save and stop, by its stop file; a second one ends it at once.
+    SIGTERM, SIGUSR1, SIGINT and SIGHUP ask the run to save and stop, by its stop file; a second one ends it at once.
     """
     return _Supervisor(command, run_dir, patience).run()
 
@@ -77,6 +86,7 @@ def supervise(command: Sequence[str], run_dir: Path, patience: Patience) -> int:
 class _Supervisor:
     def __init__(self, command: Sequence[str], run_dir: Path, patience: Patience) -> None:
         self.command, self.run_dir, self.patience = command, run_dir, patience
+        self._mask = secrets_hidden(command)
         self.asked = 0
         """How often it was asked to stop."""
         self.failures: list[Failure] = []
@@ -84,7 +94,9 @@ class _Supervisor:
 
     def run(self) -> int:
         (self.run_dir / STOP).unlink(missing_ok=True)  # left by who asked an earlier start, which had ended before it could see it
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        before = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+        }
         try:
             return self._run()
         finally:
@@ -95,10 +107,11 @@ class _Supervisor:
         waited_for = 0
         while True:
             code = self._start()
-            if self.asked or (code == 0 and self._says_so()):
+            if self.asked or (code == 0 and self._is_over()):
                 return code
             newest = self.failures[-1].checkpoint if self.failures else self._checkpoint_before
-            self.failures.append(Failure(time.time(), code, self._steps(), self._checkpoint(), tuple(self.tail)))
+            trained = "started" in self._events()
+            self.failures.append(Failure(time.time(), code, self._steps(), self._checkpoint(), trained, tuple(self.tail)))
             waited_for = 0 if self.failures[-1].checkpoint != newest else waited_for + 1
             if self.run_dir.exists():  # wrong settings may have kept it from being made
                 record_event(self.run_dir, "start failed", self.failures[-1].step, code=code, meaning=meaning(code))
@@ -109,13 +122,16 @@ class _Supervisor:
             seconds = min(self.patience.longest_wait, self.patience.first_wait * 2**waited_for)
             self._say(f"{meaning(code)} after step {self.failures[-1].step}; starting again in {seconds:.0f} s")
             self._wait(seconds)
-            if self.asked:
-                return FAULT
+            if self.asked:  # between two starts there is nothing to save
+                (self.run_dir / STOP).unlink(missing_ok=True)
+                return 0
 
     def _start(self) -> int:
         """Starts the command once and waits for its end, or for being asked twice to end it; nothing of it is left after that."""
         self.tail.clear()
         self._checkpoint_before = self._checkpoint()
+        events = self.run_dir / EVENTS
+        self._events_before = events.stat().st_size if events.exists() else 0
         process = RelayedProcess(self.command, os.environ, self._show)
         try:
             while (code := process.wait(POLL_SECONDS)) is None:
@@ -129,21 +145,28 @@ class _Supervisor:
         process.drain()
         return code
 
-    def _says_so(self) -> bool:
-        """Whether the run itself says that it is done, or has stopped as asked: DeepSpeed's launcher ends with 0 when a part of it is killed."""
+    def _is_over(self) -> bool:
+        """Whether the run has made its product, or says that it has stopped as asked: DeepSpeed's launcher ends with 0 when it is killed, too."""
+        return (self.run_dir / "model").exists() or self._events()[-1:] == ["stopped"]
+
+    def _events(self) -> list[str]:
+        """What the run has told in this start."""
         path = self.run_dir / EVENTS
-        events = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return (self.run_dir / "model").exists() or any(
-            f'"event": "{last}"' in line for line in events[-1:] for last in ("done", "stopped")
-        )
+        if not path.exists():
+            return []
+        with path.open("rb") as file:
+            file.seek(self._events_before)
+            lines = file.read().decode(errors="replace").splitlines()
+        return [str(json.loads(line).get("event")) for line in lines if line.endswith("}")]
 
     def _hopeless(self, without_progress: int) -> str:
         """Why it makes no sense to start again, or nothing."""
         if self.failures[-1].code == WRONG_CONFIG:
             return "the settings are wrong, or need a decision"
-        step, times = Counter(failure.step for failure in self.failures).most_common(1)[0]
-        if times >= self.patience.attempts:
-            return f"it failed {times} times after step {step}"
+        at_steps = Counter(failure.step for failure in self.failures if failure.trained)
+        for step, times in at_steps.most_common(1):
+            if times >= self.patience.attempts:
+                return f"it failed {times} times after step {step}"
         if without_progress >= WITHOUT_PROGRESS * self.patience.attempts:
             return f"it failed {without_progress} times in a row without a new checkpoint"
         return ""
@@ -197,6 +220,7 @@ class _Supervisor:
         return path.read_text(errors="replace").strip() if path.exists() else ""
 
     def _show(self, line: str) -> None:
+        line = self._mask(line)
         self.tail.append(line)
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

@@ -26,6 +26,7 @@ from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.metrics import MetricsCallback
 from lavit_dist.parallel.apex import check_apex
 from lavit_dist.parallel.distributed import init_distributed, rank, seed_everything, world_size
+from lavit_dist.parallel.outside_faults import outside_faults_told
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ def run(config: TrainDecoderConfig) -> None:
     init_distributed(config.num_threads, config.faults.hang_seconds)
     folder.open(config)
     scheduler = make_scheduler(config.model)
-    training = DecoderTraining(config, decoder, scheduler, examples())
+    with outside_faults_told("while the model was built", advice=DecoderTraining.memory_advice, retry=folder.checkpoints.exists()):
+        training = DecoderTraining(config, decoder, scheduler, examples())
     done = run_training(
         training,
         run_dir=folder.root,

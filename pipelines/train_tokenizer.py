@@ -32,6 +32,7 @@ from lavit_dist.observe.metrics import MetricsCallback
 from lavit_dist.observe.symptoms import Setup
 from lavit_dist.parallel.apex import check_apex
 from lavit_dist.parallel.distributed import init_distributed, rank, seed_everything, world_size
+from lavit_dist.parallel.outside_faults import outside_faults_told
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,10 @@ def run(config: TrainTokenizerConfig) -> None:
     init_distributed(config.num_threads, config.faults.hang_seconds)
     folder.open(config)
     digest = vision_encoder_digest(config.tower, config.encoder)
-    training = TokenizerTraining(config, tokenizer, images, _feature_cache(config, tokenizer, images, digest), digest)
+    with outside_faults_told(
+        "while the model was built", advice=TokenizerTraining.memory_advice, retry=folder.checkpoints.exists()
+    ):
+        training = TokenizerTraining(config, tokenizer, images, _feature_cache(config, tokenizer, images, digest), digest)
     done = run_training(
         training,
         run_dir=folder.root,

@@ -20,6 +20,7 @@ from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.metrics import MetricsCallback
 from lavit_dist.parallel.apex import check_apex
 from lavit_dist.parallel.distributed import init_distributed, rank, seed_everything, world_size
+from lavit_dist.parallel.outside_faults import outside_faults_told
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,10 @@ def run(config: TrainTowerConfig) -> None:
     text = TextEncoder(config.text, text_tokenizer.vocab_size, config.encoder.head_out)
     model = ContrastiveModel(VisionEncoder(config.encoder), text)
     initialise(model)
-    training = ContrastiveTraining(config, model, text_tokenizer, batches)
+    with outside_faults_told(
+        "while the model was built", advice=ContrastiveTraining.memory_advice, retry=folder.checkpoints.exists()
+    ):
+        training = ContrastiveTraining(config, model, text_tokenizer, batches)
     done = run_training(
         training,
         run_dir=folder.root,

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # A Ray cluster over the allocation of a Slurm job, open to this job's token alone. `start_ray_cluster` brings it up and sets RAY_HEAD, RAY_PORT
 # and `cluster`, the process that ends when it does; it is torn down when the script that sources this one ends.
-export RAY_PORT=$((20000 + ${SLURM_JOB_ID:-0} % 10000)) # jobs that share a node must not share a port
+export RAY_PORT=$((20000 + ${SLURM_JOB_ID:-0} % 4000)) # jobs that share a node must not share a port
 
 ray_is_up() {
   $CONTAINER "$PYTHON" -m ray.scripts.scripts health-check --address "$RAY_HEAD:$RAY_PORT" >/dev/null 2>&1

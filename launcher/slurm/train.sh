@@ -6,11 +6,13 @@
 #   PYTHON              another interpreter than .venv/bin/python
 #   PROCESSES_PER_NODE  another number than one per GPU; it must be given where there are none
 #   LAUNCHER            deepspeed (the default: one launcher per node, without ssh), or srun, which starts every process itself
-#   CONTAINER           words that come before the interpreter, such as: apptainer exec --nv image.sif
+#   CONTAINER           words that come before the interpreter of every process, such as: apptainer exec --nv image.sif
+#   HOST_PYTHON         with CONTAINER, an interpreter outside of it that has this project's packages; torch isn't imported there
 #   DRY_RUN             if set, what would run is printed; this needs no Slurm: DRY_RUN=1 bash launcher/slurm/pretrain.sbatch …
 #
 # Account and partition are sbatch's own variables: SBATCH_ACCOUNT, SBATCH_PARTITION.
 export PYTHON=${PYTHON:-.venv/bin/python} CONTAINER=${CONTAINER:-}
+HOST_PYTHON=${HOST_PYTHON:-$PYTHON}
 export PROCESSES_PER_NODE=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}
 
 # The nodes' host file is what tells DeepSpeed's launcher, started once per node, of the others.
@@ -46,25 +48,26 @@ train() {
   local command=(srun --kill-on-bad-exit=1 --nodes="$nodes" --ntasks="$((nodes * tasks))" --ntasks-per-node="$tasks"
     --cpus-per-task="$cpus" "${options[@]}" bash -c "$on_node" node "$@")
   if [[ -n ${DRY_RUN:-} ]]; then
-    printf '%q ' "$PYTHON" launcher/supervise.py -- "${command[@]}"
+    printf '%q ' "$HOST_PYTHON" launcher/supervise.py -- "${command[@]}"
     echo
     return
   fi
   # The batch script runs on the first node of the allocation, where rank 0 will be. Jobs that share a node must not share a port.
-  MASTER_ADDR=$("$PYTHON" -c 'import socket; print(socket.gethostbyname(socket.gethostname()))')
-  MASTER_PORT=$((30000 + SLURM_JOB_ID % 10000))
+  MASTER_ADDR=$("$HOST_PYTHON" -c 'import socket; print(socket.gethostbyname(socket.gethostname()))')
+  MASTER_PORT=$((24000 + SLURM_JOB_ID % 5000)) # below what systems give to outgoing connections
   export MASTER_ADDR MASTER_PORT
-  local requeue=false
-  "$PYTHON" launcher/supervise.py -- "${command[@]}" &
+  local requeue=false status=0
+  "$HOST_PYTHON" launcher/supervise.py -- "${command[@]}" &
   local supervisor=$!
   trap 'requeue=true; kill -USR1 "$supervisor"' USR1
-  trap 'kill -USR1 "$supervisor"' TERM
+  trap '$requeue || kill -USR1 "$supervisor"' TERM # a second one would end it at once
   while kill -0 "$supervisor" 2>/dev/null; do
     wait "$supervisor" || true # a signal ends wait, not what is waited for
   done
   trap - USR1 TERM
-  wait "$supervisor" || return # with its exit code
-  if $requeue; then
+  wait "$supervisor" || status=$?
+  if $requeue && ((status != 2)); then # also after a fault: the next start goes on from the newest checkpoint
     scontrol requeue "$SLURM_JOB_ID"
   fi
+  return "$status"
 }

@@ -67,6 +67,8 @@ class HostCopies:
         for file, tensors in snapshot.tensors.items():
             copies[file] = {}
             for key, tensor in tensors.items():
+                if tensor.dtype not in SAFETENSORS_NAMES:
+                    raise TypeError(f"{file} can't hold {key} as {tensor.dtype}")
                 copy = kept.pop((file, key), None)
                 if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
                     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)

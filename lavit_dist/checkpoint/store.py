@@ -18,7 +18,7 @@ from typing import Any
 from lavit_dist.checkpoint.snapshot import FileRecord
 from lavit_dist.errors import UserError
 from lavit_dist.files import read_json, sha256, sync_folder, write_atomically
-from lavit_dist.parallel.distributed import gather_objects, rank
+from lavit_dist.parallel.distributed import gather_objects, rank, world_size
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -100,7 +100,7 @@ class CheckpointStore:
         write_atomically(self.root / LATEST, newest.name.encode())
         for folder in self._folders():
             if folder.name > newest.name:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
 
     def step_folder(self, step: int) -> Path:
         """Where step `step` is, or would be."""
@@ -111,36 +111,47 @@ class CheckpointStore:
         return self.root / f".{self.step_folder(step).name}.tmp"
 
     def latest(self, until: int | None = None) -> SavedStep | None:
-        """The newest step whose files are as its manifest says, by rank 0's reading; damaged ones are told of. Collective.
+        """The newest step whose files are as its manifest says, of which each rank reads a share; damaged ones are told of. Collective.
 
         Steps after `until` don't count. Raises `UserError`, on every rank, when there are steps and none is whole.
         """
-        found: SavedStep | UserError | None = None
-        if rank() == 0:
-            try:
-                found = self._newest_whole(until)
-            except UserError as error:
-                found = error
-        found = gather_objects(found)[0]
+        found = gather_objects(self._names(until) if rank() == 0 else None)[0]
         if isinstance(found, UserError):
             raise found
-        return found
-
-    def _newest_whole(self, until: int | None = None, files: Collection[str] | None = None) -> SavedStep | None:
-        """The newest step of which `files`, or all, are as its manifest says. Raises `UserError` when there are steps and none is."""
-        problem: UserError | None = None
-        for folder in self._candidates():
-            if until is not None and folder.name > self.step_folder(until).name:
-                continue
-            try:
-                verify(folder, files)
+        problems = []
+        for folder in [self.root / name for name in found or []]:
+            flaws = [flaw for flaw in gather_objects(_flaw(folder, share=(rank(), world_size()))) if flaw]
+            if not flaws:
                 return read_step(folder)
-            except UserError as error:
-                logger.warning("%s is passed over: %s", folder.name, error)
-                problem = problem or error
-        if problem is not None:
-            raise problem
+            problems.append(flaws[0])
+            if rank() == 0:
+                logger.warning("%s is passed over: %s", folder.name, flaws[0])
+        if problems:
+            raise UserError(problems[0])
         return None
+
+    def newest(self, files: Collection[str] = ()) -> SavedStep | None:
+        """The newest step of which `files` alone are known to be whole; None when no checkpoint was ever completed.
+
+        Raises `UserError` as `latest` does.
+        """
+        problems = []
+        for folder in self._candidates():
+            flaw = _flaw(folder, files)
+            if flaw is None:
+                return read_step(folder)
+            problems.append(flaw)
+        if problems:
+            raise UserError(problems[0])
+        return None
+
+    def _names(self, until: int | None) -> list[str] | UserError:
+        """Of the steps to go on from, the newest first, or why there is none."""
+        try:
+            names = [folder.name for folder in self._candidates()]
+        except UserError as error:
+            return error
+        return [name for name in names if until is None or name <= self.step_folder(until).name]
 
     def _folders(self) -> list[Path]:
         """The step folders, oldest first."""
@@ -166,18 +177,13 @@ class CheckpointStore:
             logger.warning("%s names %s, which is missing; %s is the newest step", pointer, name or "nothing", folders[-1].name)
         return folders[::-1]
 
-    def newest(self, files: Collection[str] = ()) -> SavedStep | None:
-        """The newest step of which `files` alone are known to be whole; None when no checkpoint was ever completed.
-
-        Raises `UserError` as `latest` does.
-        """
-        return self._newest_whole(files=files)
-
     def prune(self, keep: Retention, spare: Collection[int] = ()) -> list[int]:
-        """Deletes the steps that `keep` has no reason for, and folders that a crash left half-written; says which steps those were.
+        """Deletes the steps that `keep` has no reason for, those that can't be read and those after the newest; says which those were.
 
-        `spare` stay this time. Only rank 0 may call it, and not while a step is written.
+        `spare` stay this time. Only rank 0 may call it.
         """
+        pointer = self.root / LATEST
+        newest = pointer.read_text(errors="replace").strip() if pointer.exists() else ""
         steps, gone = [], []
         for folder in self._folders():
             try:
@@ -185,12 +191,12 @@ class CheckpointStore:
             except UserError as error:
                 logger.warning("%s is removed: %s", folder.name, error)
                 gone.append(SavedStep(int(folder.name.removeprefix("step-")), folder, ranks=0))
-        kept = to_keep(steps, keep)
+        until_newest = [step for step in steps if not STEP.fullmatch(newest) or step.folder.name <= newest]
+        kept = to_keep(until_newest, keep)
         gone += [step for step in steps if step.step not in kept and step.step not in spare]
         for step in gone:
             shutil.rmtree(step.folder)
-        self.remove_unfinished()
-        return [step.step for step in gone]
+        return sorted(step.step for step in gone)
 
     def remove_unfinished(self) -> None:
         """Deletes folders that a crash, or a full disk, left half-written. Only rank 0 may call it."""
@@ -216,9 +222,13 @@ def stored_step(manifest: Mapping[str, Any], folder: Path) -> SavedStep:
     return SavedStep(step=int(manifest["step"]), folder=folder, ranks=int(manifest["ranks"]), score=manifest.get("score"))
 
 
-def verify(folder: Path, files: Collection[str] | None = None) -> None:
-    """Raises `UserError` naming the first file of `folder`, or the first of `files` in it, that is missing or differs from its manifest."""
-    for name, recorded in _read_manifest(folder)["files"].items():
+def verify(folder: Path, files: Collection[str] | None = None, share: tuple[int, int] = (0, 1)) -> None:
+    """Raises `UserError` naming the first file of `folder`, or the first of `files` in it, that is missing or differs from its manifest.
+
+    `share` is (which, of how many): the part of the files that is read.
+    """
+    which, of = share
+    for name, recorded in sorted(_read_manifest(folder)["files"].items())[which::of]:
         if files is not None and name not in files:
             continue
         path = folder / name
@@ -231,6 +241,17 @@ def verify(folder: Path, files: Collection[str] | None = None) -> None:
                 f"The checkpoint file {path} is missing or damaged (its sha256 differs from {MANIFEST}); put it back, or remove {folder}: a"
                 " run then goes on from the newest step that is whole, or starts afresh."
             )
+
+
+def _flaw(folder: Path, files: Collection[str] | None = None, share: tuple[int, int] = (0, 1)) -> str | None:
+    """What `verify` says is wrong, or what keeps it from reading."""
+    try:
+        verify(folder, files, share)
+    except UserError as error:
+        return str(error)
+    except (OSError, KeyError, TypeError) as error:
+        return f"{folder} can't be read ({type(error).__name__}: {error}); mend the disk, or remove it."
+    return None
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

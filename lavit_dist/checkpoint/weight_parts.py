@@ -66,6 +66,10 @@ class WeightParts:
         self._parts: dict[tuple[str, str, int], list[Part]] = {}
         for values in content["parts"]:
             part = Part(**values | {"shape": tuple(values["shape"])})
+            if Path(part.file).name != part.file:
+                raise UserError(
+                    f"{folder / INDEX} names {part.file!r}, which is no plain file name, so it isn't trusted; give another step folder."
+                )
             self._parts.setdefault((part.name, part.kind, part.tensor_rank), []).append(part)
         self._open: dict[str, Any] = {}
 

@@ -30,6 +30,7 @@ class _Pending:
     step: int
     score: float | None
     started: float
+    prune: bool
     files: Future[dict[str, FileRecord]]
 
 
@@ -42,9 +43,10 @@ class CheckpointWriter:
         self._copies = HostCopies()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
+        self._pruning: Future[None] | None = None
         self._begun: int | None = None
-        self._whole: int | None = None
-        """The last steps that were begun, and that became whole."""
+        self.whole: int | None = None
+        """The last step that became whole."""
 
     @property
     def writing(self) -> bool:
@@ -56,8 +58,11 @@ class CheckpointWriter:
         """Whether this rank couldn't write its part."""
         return self._pending is not None and self._pending.files.done() and self._pending.files.exception() is not None
 
-    def begin(self, step: int, snapshot: Snapshot, score: float | None = None) -> None:
-        """Copies `snapshot` and begins to write it as step `step`; one that is still being written is waited for."""
+    def begin(self, step: int, snapshot: Snapshot, score: float | None = None, *, prune: bool = True) -> None:
+        """Copies `snapshot` and begins to write it as step `step`; one that is still being written is waited for.
+
+        Once it is whole, steps that there is no reason to keep are removed, unless `prune` says otherwise.
+        """
         begun = time.perf_counter()
         self.wait()
         started = time.perf_counter()
@@ -74,7 +79,7 @@ class CheckpointWriter:
         barrier()
         copied = self._copies.take(snapshot)
         files = self._thread.submit(_write, self.store.temporary(step), copied, problem)
-        self._pending, self._begun = _Pending(step, score, started, files), step
+        self._pending, self._begun = _Pending(step, score, started, prune, files), step
 
     def poll(self, *, writing: bool, failed: bool) -> None:
         """Makes the step whole, or gives it up, once no rank is `writing`; `failed` says whether one could not.
@@ -85,6 +90,8 @@ class CheckpointWriter:
             return
         pending, self._pending = self._pending, None
         problem = pending.files.exception()
+        if problem is not None and not isinstance(problem, OSError):
+            raise problem  # a defect, not a disk
         if failed:
             self._give_up(pending.step, str(problem) if problem else None)
             return
@@ -100,26 +107,31 @@ class CheckpointWriter:
             else:
                 if self.copies is not None:
                     self.copies.begin(read_step(folder))
-                self._prune()
+                if pending.prune:
+                    self._pruning = self._thread.submit(self._prune)
         if gather_objects(said)[0]:
             self._give_up(pending.step, said)
         else:
-            self._whole = pending.step
+            self.whole = pending.step
 
     def finish(self) -> None:
         """Waits until what was begun last is whole. Raises `Fault` when it couldn't be written; the steps before are as they were."""
         self.wait()
-        if self._begun != self._whole:
+        if self._begun != self.whole:
             raise Fault(
                 f"Step {self._begun} could not be written to {self.store.root}; make room or mend the disk, and start the run again."
             )
 
     def wait(self) -> None:
         """Waits until all ranks have written what was begun, which then is whole or given up."""
+        if self._pruning is not None:
+            self._pruning.result()
         if self._pending is None:
             return
         failed = self._pending.files.exception() is not None  # waits
         self.poll(writing=False, failed=any(gather_objects(failed)))
+        if self._pruning is not None:
+            self._pruning.result()
 
     def _prune(self) -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -95,12 +95,25 @@ def without_secrets(values: dict[str, Any]) -> dict[str, Any]:
 
 def words_without_secrets(words: Iterable[str]) -> list[str]:
     """A command line on which the values of such options are left out."""
-    said = []
-    for word in words:
-        name, given, _ = word.partition("=")
-        hidden = given and "storage_options" in name and SECRET.search(name.rpartition("storage_options")[2])
-        said.append(f"{name}=…" if hidden else word)
-    return said
+    return [f"{word.partition('=')[0]}=…" if _is_secret(word) else word for word in words]
+
+
+def secrets_hidden(words: Iterable[str]) -> Callable[[str], str]:
+    """A function that leaves the values of such options of a command line out of a text that repeats them."""
+    values = {word.partition("=")[2] for word in words if _is_secret(word)} - {""}
+
+    def hide(text: str) -> str:
+        for value in values:
+            text = text.replace(value, "…")
+        return text
+
+    return hide
+
+
+def _is_secret(word: str) -> bool:
+    name, given, _ = word.partition("=")
+    _, of_store, option = name.rpartition("storage_options")
+    return bool(given and of_store) and (not option or SECRET.search(option) is not None)
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:

@@ -58,6 +58,10 @@ class ContrastiveTraining:
         _, facts = self.engine.load(folder)
         self.skipped = facts[SKIPPED]
 
+    @property
+    def batches_read(self) -> int:
+        return self.engine.steps + self.skipped
+
     def skip_batches(self, count: int) -> None:
         self.skipped += count
 

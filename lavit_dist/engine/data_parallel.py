@@ -94,6 +94,11 @@ class DataParallelEngine:
         if norm.isfinite():
             torch.nn.utils.clip_grads_with_norm_(parameters, self.module.gradient_clipping(), norm)
 
+    @property
+    def steps(self) -> int:
+        """How many steps this engine has taken, skipped ones too."""
+        return int(self.module.global_steps)
+
     def close(self) -> None:
         """Lets go of the module, which another engine may then take."""
         self.module.destroy()

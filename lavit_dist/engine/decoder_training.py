@@ -93,6 +93,10 @@ class DecoderTraining:
         self.averages.load_state_dict(averages)
         self.skipped = facts[SKIPPED]
 
+    @property
+    def batches_read(self) -> int:
+        return self.engine.steps + self.skipped
+
     def skip_batches(self, count: int) -> None:
         self.skipped += count
 

@@ -24,7 +24,7 @@ from lavit_dist.engine.stop_request import StopRequest
 from lavit_dist.engine.watchdog import Watchdog
 from lavit_dist.errors import UserError, check
 from lavit_dist.files import read_json
-from lavit_dist.parallel.distributed import device, rank, world_size
+from lavit_dist.parallel.distributed import device, rank, set_timeouts, world_size
 from lavit_dist.parallel.outside_faults import outside_faults_told
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,10 @@ class Trainable(Protocol):
 
     memory_advice: str
     """A sentence that says which settings to change when memory runs out."""
+
+    @property
+    def batches_read(self) -> int:
+        """How many batches of the data were used or left out until now."""
 
     def train_step(self, step: int) -> Mapping[str, float]:
         """Takes optimizer step `step` (from 0) and returns its metrics, `loss` and `grad_norm` among them, equal on all ranks.
@@ -111,19 +115,18 @@ class _Run:
             StopRequest(self.run_dir) as self.stop,
             Watchdog(self.run_dir, self.faults.hang_seconds) as self.watchdog,
         ):
-            step = self._start()
-            first, saved = step, step
+            step = first = self._start()
             while not (stopping := self._between_steps()) and step < self.total_steps:
-                step = self._step(step, first)
+                step = self._step(step)
                 if self.guard.must_go_back:
-                    step = saved = self._go_back(step)
+                    step = self._go_back(step)
                 elif step == self.total_steps or (step % self.checkpoint.every_steps == 0 and not self.guard.bad):
                     self._save(step)
-                    saved = step
             self.watchdog.beat(step, "saving")
-            if step > saved:
-                self._save(step)
             with self._told("while the last checkpoint was written"):
+                self.writer.wait()
+                if step > max(first, self.writer.whole or 0):
+                    self._save(step)
                 self.writer.finish()
                 while _any_rank([self.copies is not None and self.copies.busy])[0]:
                     self.watchdog.beat(step, "copying the last checkpoint")
@@ -140,7 +143,10 @@ class _Run:
 
     def _start(self) -> int:
         """The step to go on from, with everything as it was then."""
+        set_timeouts(self.faults.hang_seconds)
         self.watchdog.beat(0, "loading a checkpoint")
+        if rank() == 0:
+            self.store.remove_unfinished()
         with self._told("at its start"):
             newest = self.store.latest()
             step = 0 if newest is None else self._load(newest)
@@ -167,11 +173,11 @@ class _Run:
             self.writer.poll(writing=writing, failed=failed)
         return stopping
 
-    def _step(self, step: int, first: int) -> int:
+    def _step(self, step: int) -> int:
         """Takes a step, and tells of it."""
         self.watchdog.beat(step, "training")
         start = time.perf_counter()
-        with self._told(f"in step {step + 1}", retry=step > first):
+        with self._told(f"in step {step + 1}", retry=step > 0):
             metrics = dict(self.trainable.train_step(step))
         metrics["seconds"] = time.perf_counter() - start
         step += 1
@@ -194,7 +200,8 @@ class _Run:
             snapshot = self.trainable.snapshot()
             if rank() == 0:
                 snapshot |= Snapshot(objects={LOOP_FILE: self.guard.state_dict()})
-            self.writer.begin(step, snapshot, score)
+            # What is to be gone back to, should a bad stretch go on, must stay.
+            self.writer.begin(step, snapshot, score, prune=not self.guard.bad)
             if not self.checkpoint.asynchronous:
                 self.writer.wait()
         self.losses = []
@@ -217,11 +224,12 @@ class _Run:
                 " optimizer.learning_rate or lengthen optimizer.warmup_steps, and train in a new run_dir.",
             )
             assert saved is not None
-            skipped = self.guard.skipped
+            skipped, read = self.guard.skipped, self.trainable.batches_read
             self._load(saved)
             self.guard.skipped, self.guard.roll_backs = skipped, roll_backs - 1
             self.guard.went_back()
-            self.trainable.skip_batches(step - saved.step)
+            # All that was read after the checkpoint, in an earlier roll-back from the same one, too.
+            self.trainable.skip_batches(read - self.trainable.batches_read)
             if rank() == 0:
                 self.store.go_back_to(saved)
         self._warn(

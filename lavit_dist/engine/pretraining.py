@@ -116,6 +116,10 @@ class Pretraining:
         if self.checks is not None:
             self.checks.check_state(f"After loading {folder.name}")
 
+    @property
+    def batches_read(self) -> int:
+        return int(self.engine.global_steps) + self.batches.skipped
+
     def skip_batches(self, count: int) -> None:
         """Leaves out the rows of the next `count` steps."""
         self._read_ahead.forget()

@@ -10,6 +10,7 @@ RUN_DIR/model/           the product; it appears whole when the run is done
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from collections.abc import Callable
@@ -19,13 +20,16 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from lavit_dist.config.base import save_config, to_dict
-from lavit_dist.errors import UserError
-from lavit_dist.files import sync_folder, sync_tree
+from lavit_dist.config.base import save_config, to_dict, without_secrets
+from lavit_dist.errors import Fault, UserError
+from lavit_dist.files import DISK_FULL, sync_folder, sync_tree
 from lavit_dist.parallel.distributed import barrier, rank
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
+LOCK_SECONDS = 10.0
+"""How long a process that is about to end, such as one of a run that failed a moment ago, is waited for."""
+PASSING = (*DISK_FULL, errno.EIO, errno.ESTALE, errno.EAGAIN)
 MAY_CHANGE = (
     *(
         "logging",
@@ -97,7 +101,8 @@ class RunFolder:
         barrier()
         if rank() == 0:
             self.lock = hold(self.root)
-            save_config(value, self.config)
+            if not self.config.exists() or yaml.safe_load(self.config.read_text()) != without_secrets(to_dict(value)):
+                save_config(value, self.config)
         barrier()
 
     def publish(self, write: Callable[[Path], None]) -> None:
@@ -117,15 +122,19 @@ class RunFolder:
 def hold(root: Path, setting: str = "run_dir") -> FileLock:
     """Makes the folder, which `setting` names, and takes its lock, which lasts until it is released or the process ends.
 
-    Raises `UserError` when another process holds it, and for a folder that can't be written.
+    Raises `UserError` when another process holds it, and for a folder that can't be written, `Fault` when that may pass.
     """
     lock = FileLock(root / LOCK)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise UserError(f"Another run is at work in {root}; wait for it to end, or give this one another {setting}.") from None
     except OSError as error:
+        if error.errno in PASSING:
+            raise Fault(
+                f"{setting} {root} can't be written at the moment ({error.strerror}); make room or mend the disk, and start again."
+            ) from error
         raise UserError(f"{setting} {root} can't be written ({error.strerror}); name a folder that can be.") from error
     return lock
 

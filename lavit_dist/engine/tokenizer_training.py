@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lavit_dist.checkpoint.snapshot import Snapshot
 from lavit_dist.config.tokenizer import PhaseConfig, TrainTokenizerConfig
-from lavit_dist.data.image_batches import ImageBatches, merge_states
+from lavit_dist.data.image_batches import ImageBatch, ImageBatches, merge_states
 from lavit_dist.data.quarantine import write_quarantine
 from lavit_dist.engine.averaged_weights import AveragedWeights
 from lavit_dist.engine.codebook import CodebookLearner, TokenVectors
@@ -88,6 +88,7 @@ class TokenizerTraining:
         """How many tokens images got of late, for whoever draws it."""
         self.engine: DataParallelEngine
         self.phase: Phase | None = None
+        self.batches_read = 0
         self.micro_batch_size = config.micro_batch_size or config.global_batch_size // world_size()
 
     def train_step(self, step: int) -> Mapping[str, float]:
@@ -169,6 +170,7 @@ class TokenizerTraining:
             "phase": self.phase.name,
             "tower": self.tower_digest,
             "error_threshold": self.error_threshold,
+            "batches_read": self.batches_read,
             "images": merge_states(gather_objects(self.images.state_dict())),
         }
         self.write_quarantine()
@@ -195,16 +197,24 @@ class TokenizerTraining:
         self.averages.load_state_dict(_below(AVERAGES, tensors))
         self.error_threshold = facts["error_threshold"]
         self.images.load_state_dict(facts["images"])
+        self.batches_read = facts["batches_read"]
 
     def skip_batches(self, count: int) -> None:
         for _ in range(count):
-            self.images.next()
+            self._next()
+
+    def _next(self) -> ImageBatch:
+        self.batches_read += 1
+        return self.images.next()
 
     def write_quarantine(self) -> None:
         """Writes down this rank's images that couldn't be used: RUN_DIR/quarantine/rank-00000.jsonl."""
         path = Path(self.config.run_dir) / "quarantine" / f"rank-{rank():05d}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_quarantine(path, self.images.quarantined.values())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_quarantine(path, self.images.quarantined.values())
+        except OSError as error:  # it is written again with the next checkpoint
+            logger.warning("%s couldn't be written: %s", path, error)
 
     def product(self) -> VisualTokenizer:
         """The tokenizer to publish, with averaged weights where they are kept."""
@@ -250,7 +260,7 @@ class TokenizerTraining:
             return
         features = []
         for _ in range(config.kmeans_batches):
-            batch = self.images.next()
+            batch = self._next()
             features.append((batch.positions, self._encode(batch.keys, batch.pixel_values).cpu()))
         if settings.calibrate_selector:
             log_probs = gather(torch.cat([self.model.selector(of_batch.to(device())) for _, of_batch in features]))
@@ -271,7 +281,7 @@ class TokenizerTraining:
 
     def _read(self, step: int, settings: PhaseConfig) -> Iterator[MicroBatch]:
         """This rank's share of the next global batch, in micro-batches."""
-        batch = self.images.next()
+        batch = self._next()
         features = self._encode(batch.keys, batch.pixel_values)
         for start in range(0, len(features), self.micro_batch_size):
             part = slice(start, start + self.micro_batch_size)

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 HEARTBEATS, HANGS = "heartbeats", "hangs"
 LONGEST_INTERVAL = 15.0
 """Seconds between two signs of life at most; a shared file system sees one small file per rank and interval."""
+LONGEST_BARK = 20.0
+"""Seconds beyond its waits that writing down what hangs may take: the disk may be what hangs."""
 CLOCK_STEPS = 5.0
 """Seconds by which two readings of when a process was started may differ, as the clock was set meanwhile."""
 PACKAGES = Path(__file__).parents[2]
@@ -90,14 +92,16 @@ class Watchdog:
             logger.warning("no sign of life could be written: %s", error)
 
     def _bark(self) -> None:
-        """Writes down what is known, says who hangs, and ends the process."""
+        """Says who hangs, writes down what is known, and ends the process, whatever of it fails or hangs, too."""
         step, doing = self._step, self._doing
-        try:
-            folder = self.run_dir / HANGS / f"step-{step:08d}"
+        threading.Timer(LONGEST_BARK + 2 * self.interval, os._exit, [HUNG]).start()
+        folder = self.run_dir / HANGS / f"step-{step:08d}"
+        with contextlib.suppress(Exception):
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / f"rank-{rank():05d}.txt").open("w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
             _dump_flight_recorder(folder / f"rank-{rank():05d}.collectives.json")
+        with contextlib.suppress(Exception):
             before = _signs(self.run_dir)
             self._end.wait(self.interval / 2)  # all ranks hung in the same moment, but for the difference of their beats
             self._sign()
@@ -105,14 +109,13 @@ class Watchdog:
             self._sign()
             after = _signs(self.run_dir)
             said = verdict(before, after, step)
+            for of in silent(before, after):
+                _kill(after[of])
             told = f"Nothing has moved for {self.seconds:.0f} s (faults.hang_seconds) in step {step + 1}, {doing}: {said}."
             logger.error("%s What each rank was doing is in %s; start the run again.", told, folder)
             if rank() == min(set(after) - set(silent(before, after)), default=rank()):
                 record_event(self.run_dir, "hung", step, said=said)
-            for of in silent(before, after):
-                _kill(after[of])
-        finally:
-            os._exit(HUNG)
+        os._exit(HUNG)
 
 
 def verdict(before: dict[int, dict[str, Any]], after: dict[int, dict[str, Any]], step: int) -> str:

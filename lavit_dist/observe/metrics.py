@@ -50,8 +50,11 @@ class MetricsCallback(Callback):
         self.run_dir.mkdir(parents=True, exist_ok=True)
         path = self.run_dir / METRICS_FILE
         kept = [line for line in read_lines(path) if json.loads(line)["step"] <= start_step] if start_step else []
-        write_atomically(path, "".join(line + "\n" for line in kept).encode())
-        self.file = path.open("a", buffering=1)
+        content = "".join(line + "\n" for line in kept).encode()
+        if not path.exists() or path.read_bytes() != content:
+            write_atomically(path, content)
+        self.file = path.open("ab", buffering=0)
+        self.unwritten: list[bytes] = []
         self.board = None
         if self.config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -62,7 +65,7 @@ class MetricsCallback(Callback):
         if not self.active:
             return
         self.written = step
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._write(json.dumps({"step": step, **metrics}).encode() + b"\n")
         if self.board is not None:
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, step)
@@ -76,6 +79,20 @@ class MetricsCallback(Callback):
             self.file.close()
             if self.board is not None:
                 self.board.close()
+
+    def _write(self, line: bytes) -> None:
+        """Appends a line, after those that a full disk didn't take."""
+        self.unwritten.append(line)
+        try:
+            while self.unwritten:
+                written = self.file.write(self.unwritten[0])
+                self.unwritten[0] = self.unwritten[0][written:]
+                if not self.unwritten[0]:
+                    del self.unwritten[0]
+        except OSError as error:
+            logger.warning(
+                "%s can't be written to, and %d records wait: %s", self.run_dir / METRICS_FILE, len(self.unwritten), error
+            )
 
     def _log_line(self, step: int, metrics: Mapping[str, float]) -> None:
         now = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from lavit_dist.config.base import words_without_secrets
+from lavit_dist.config.base import secrets_hidden, words_without_secrets
 
 GRACE = 10.0
 """Seconds that a process has to end after SIGTERM before it is killed."""
@@ -72,17 +73,20 @@ class RelayedProcess:
 
     def end_orphans(self) -> None:
         """Kills what the program has left behind in its session."""
+        killed = []
         for process in psutil.process_iter():
-            try:
+            with contextlib.suppress(psutil.Error, OSError):
                 if process.pid != self.pid and os.getsid(process.pid) == self.pid:
                     process.kill()
-            except (psutil.Error, OSError):
-                continue
+                    killed.append(process)
+        psutil.wait_procs(killed, timeout=GRACE)
 
     def _relay(self, show: Callable[[str], None]) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            show(line.rstrip("\n"))
+            # What can't be shown, for want of room or of a reader, is lost: the program must not wait for it on a full pipe.
+            with contextlib.suppress(OSError, ValueError):
+                show(line.rstrip("\n"))
 
 
 def run_watched(command: Sequence[str], log: Path, environment: Mapping[str, str], show: Callable[[str], None]) -> Finished:
@@ -95,9 +99,11 @@ def run_watched(command: Sequence[str], log: Path, environment: Mapping[str, str
     with log.open("a", buffering=1) as file:
         file.write(f"$ {' '.join(words_without_secrets(command))}\n")
 
+        mask = secrets_hidden(command)
+
         def log_and_show(line: str) -> None:
-            file.write(line + "\n")
-            show(line)
+            file.write(mask(line) + "\n")
+            show(mask(line))
 
         process = RelayedProcess(command, environment, log_and_show)
         peak = 0

@@ -63,6 +63,13 @@ def init_distributed(num_threads: int | None = None, timeout_seconds: float = 18
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(seconds=2 * timeout_seconds))
 
 
+def set_timeouts(seconds: float) -> None:
+    """Gives every group of processes the time-out that `init_distributed` gave the first: libraries that make groups leave torch's own."""
+    if dist.is_initialized():
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2 * seconds), group)
+
+
 def matmul_precision(precision: str) -> torch.autocast:
     """The context in which a forward pass multiplies matrices in `bf16`, or leaves everything in `fp32`."""
     return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16")

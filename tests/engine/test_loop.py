@@ -37,7 +37,7 @@ class Chain:
 
     def __init__(self, harm: Harm = lambda batch: {}) -> None:
         """`harm` gives figures of a batch that take the place of what they would be; one that isn't finite leaves the state alone."""
-        self.state, self.skipped = 1, 0
+        self.state, self.skipped, self.steps = 1, 0, 0
         self.harm = harm
         self.batches: list[int] = []
 
@@ -45,19 +45,24 @@ class Chain:
         batch = step + self.skipped
         harmed = self.harm(batch)
         self.batches.append(batch)
+        self.steps = step + 1
         if "grad_norm" not in harmed:
             self.state = (self.state * 31 + batch) % 1_000_003
         return {"loss": 1.0 + self.state / 1_000_003, "grad_norm": 1.0, **harmed}
 
+    @property
+    def batches_read(self) -> int:
+        return self.steps + self.skipped
+
     def snapshot(self) -> Snapshot:
         return Snapshot(
             {"weights.safetensors": {"state": torch.tensor(self.state)}},
-            {"state.json": {"state": self.state, "skipped": self.skipped}},
+            {"state.json": {"state": self.state, "skipped": self.skipped, "steps": self.steps}},
         )
 
     def load(self, folder: Path) -> None:
         saved = read_json(folder / "state.json", "")
-        self.state, self.skipped = saved["state"], saved["skipped"]
+        self.state, self.skipped, self.steps = saved["state"], saved["skipped"], saved["steps"]
 
     def skip_batches(self, count: int) -> None:
         self.skipped += count
@@ -197,6 +202,30 @@ def test_steps_that_stay_not_finite_are_gone_back_from_and_left_out(tmp_path: Pa
     assert chain.state == straight.state
     assert sorted(recorder.losses) == list(range(1, 13))
     assert events(tmp_path) == ["started", *["bad step"] * 3, "went back", "done"]
+
+
+def test_two_bad_stretches_after_one_checkpoint_are_both_left_out(tmp_path: Path) -> None:
+    harm = lambda batch: {"grad_norm": float("nan")} if batch in (13, 14, 18, 19) else {}  # noqa: E731
+    chain, _, done = train(tmp_path, 20, 10, harm, bad_steps=2)
+    assert done
+    assert chain.batches == [*range(15), *range(15, 20), *range(20, 30)]
+    assert chain.skipped == 10
+
+
+def test_a_run_that_is_stopped_in_a_bad_stretch_can_still_go_back(tmp_path: Path) -> None:
+    """Its own checkpoints don't push out the one from before the stretch."""
+
+    def harm(batch: int) -> Mapping[str, float]:
+        if batch in (5, 6, 7):
+            (tmp_path / STOP).touch()
+        return {"grad_norm": float("nan")} if 5 <= batch < 9 else {}
+
+    for _ in range(4):
+        _, _, done = train(tmp_path, 14, 4, harm, bad_steps=4)
+    assert done
+    assert events(tmp_path).count("stopped") == 3
+    assert events(tmp_path).count("went back") == 1
+    assert newest(tmp_path) == 14
 
 
 def test_a_run_that_was_set_back_and_killed_leaves_the_same_batches_out(tmp_path: Path) -> None:

@@ -25,6 +25,12 @@ starts = run_dir / "starts"
 number = len(starts.read_text()) if starts.exists() else 0
 starts.write_text("x" * (number + 1))
 step, checkpoint, end = plan[min(number, len(plan) - 1)]
+def tell(event):
+    with (run_dir / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": event}) + "\\n")
+if end == "early":
+    sys.exit(1)
+tell("started")
 (run_dir / "checkpoints").mkdir(exist_ok=True)
 (run_dir / "checkpoints/latest").write_text(f"step-{checkpoint:08d}")
 with (run_dir / "metrics.jsonl").open("a") as file:
@@ -37,10 +43,12 @@ if end == "until stopped":
     while not (run_dir / "stop").exists():
         time.sleep(0.05)
     (run_dir / "stop").unlink()
-    end = 0
+    tell("stopped")
+    sys.exit(0)
 if end == 0:
-    (run_dir / "events.jsonl").open("a").write(json.dumps({"event": "done"}) + "\\n")
+    (run_dir / "model").mkdir()
 if end == "lying":
+    tell("done")
     end = 0
 if end == "deaf":
     time.sleep(100)
@@ -91,6 +99,23 @@ def test_starts_that_bring_no_checkpoint_are_given_up_too(tmp_path: Path) -> Non
     code, said = run(tmp_path / "run", [(step, 0, 1) for step in range(30)], "--attempts", "2")
     assert code == 1
     assert "given up: it failed 8 times in a row without a new checkpoint" in said
+
+
+def test_starts_that_take_no_step_are_not_counted_as_faults_at_one(tmp_path: Path) -> None:
+    code, said = run(tmp_path / "run", [(5, 4, 1), *[(5, 4, "early")] * 5, (9, 8, 0)], "--attempts", "2")
+    assert code == 0
+    assert starts(tmp_path / "run") == 7
+    code, said = run(tmp_path / "other", [(5, 4, "early")], "--attempts", "2")
+    assert code == 1
+    assert "in a row without a new checkpoint" in said
+
+
+def test_an_earlier_stop_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/events.jsonl").write_text(json.dumps({"event": "stopped"}) + "\n")
+    code, _ = run(tmp_path / "run", [(5, 4, "lying"), (9, 8, 0)])
+    assert code == 0
+    assert starts(tmp_path / "run") == 2
 
 
 def test_wrong_settings_are_not_tried_again(tmp_path: Path) -> None:
