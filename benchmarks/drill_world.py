@@ -72,6 +72,7 @@ def settings_of(name: str, world: Path, steps: int, save_every: int, hang_second
         }
     if name == "decoder":
         return shared | {
+            "global_batch_size": 2,
             "pairs": f"{world}/pairs/train",
             "tokenizer": f"{world}/tokenizer",
             "image_size": 32,

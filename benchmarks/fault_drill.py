@@ -10,7 +10,7 @@ these count as faults of the kind nan. The others:
 rank        SIGKILL of a random rank                    save      the same while a checkpoint is being written
 launcher    SIGKILL of DeepSpeed's launcher             term      SIGTERM of it
 hang        SIGSTOP of a random rank                    cut       a file of the newest checkpoint is cut short, then SIGKILL of a rank
-flip        one bit of such a file is flipped, too      disk      no room for a checkpoint until one has failed (a small tmpfs: takes root)
+flip        one bit of such a file is flipped, too      disk      no room in the run folder until a checkpoint has failed (a small tmpfs: takes root)
 """
 
 import argparse
@@ -198,9 +198,8 @@ class Drill:
         return killed
 
     def _disk(self) -> bool:
-        folder = self.run.run_dir / "checkpoints"
         failed = self.run.log.read_text(errors="replace").count("couldn't be written")
-        filler = folder / "filler"
+        filler = self.run.run_dir / "filler"
         try:
             with filler.open("wb") as file:
                 while True:
@@ -272,10 +271,9 @@ def drill(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
             assert straight[name].process.wait() == 0, straight[name].tail()  # type: ignore[union-attr]
         begin = time.monotonic()
         run = Run(name, world, world / f"{name}-{number}", straight[name].poisoned)
-        checkpoints = run.run_dir / "checkpoints"
-        checkpoints.mkdir(parents=True)
+        run.run_dir.mkdir()
         if disks:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={TMPFS_BYTES}", "tmpfs", str(checkpoints)], check=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={TMPFS_BYTES}", "tmpfs", str(run.run_dir)], check=True)
         try:
             disturbing = Drill(run, chance, arguments.save_every)
             disturbing.disturb(kinds, min(arguments.per_run, arguments.faults - total.total()))
@@ -288,7 +286,7 @@ def drill(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
             for process in [*run.processes("supervise.py"), *run.processes("launch"), *run.ranks()]:
                 process.kill()
             if disks:
-                subprocess.run(["umount", "-l", str(checkpoints)], check=True)
+                subprocess.run(["umount", "-l", str(run.run_dir)], check=True)
         failed += bool(found)
         total += disturbing.done
         of_which = ", ".join(f"{count} {kind}" for kind, count in sorted(disturbing.done.items()))

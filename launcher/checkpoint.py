@@ -52,8 +52,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     ):
         each.add_argument("folder", metavar="FOLDER", help=which)
     prune.add_argument("--keep-last", type=_at_least_one, required=True, metavar="N", help="how many of the newest stay")
-    prune.add_argument("--keep-every", type=int, default=0, metavar="STEPS", help="multiples of it stay")
-    prune.add_argument("--keep-best", type=int, default=0, metavar="N", help="so many of those with the lowest mean loss stay")
+    prune.add_argument("--keep-every", type=_not_negative, default=0, metavar="STEPS", help="multiples of it stay")
+    prune.add_argument(
+        "--keep-best", type=_not_negative, default=0, metavar="N", help="so many of those with the lowest mean loss stay"
+    )
     fetch = what.add_parser("fetch", help="back from a store")
     fetch.add_argument("url", metavar="URL", help="what checkpoint.copy_to was")
     fetch.add_argument("--run-dir", required=True, metavar="DIR", help="the run folder, which has no checkpoints")
@@ -67,6 +69,13 @@ def _at_least_one(word: str) -> int:
     number = int(word)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
+
+
+def _not_negative(word: str) -> int:
+    number = int(word)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 0")
     return number
 
 

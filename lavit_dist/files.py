@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from lavit_dist.errors import UserError
 
 TEMPORARY = ".tmp"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+PASSING = (*DISK_FULL, errno.EROFS, errno.EIO, errno.ESTALE, errno.EAGAIN)
+"""Errors of disks that may be over by the next start."""
 
 
 def sha256(path: Path) -> str:
@@ -27,14 +29,17 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file of ours. Raises `UserError`, ending in `remedy`, when the file holds anything else."""
+def read_json(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """The object in a JSON file of ours, which has `keys`. Raises `UserError`, ending in `remedy`, when the file holds anything else."""
     try:
         value = json.loads(path.read_text())
     except ValueError:
         value = None
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object; {remedy}.")
+    missing = sorted(set(keys) - value.keys())
+    if missing:
+        raise UserError(f"{path} is damaged, or of another version: it lacks {', '.join(missing)}; {remedy}.")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,14 @@ def prune(folder: str, keep: Retention) -> None:
     store = CheckpointStore(Path(folder))
     check(store.newest() is not None, f"{folder} holds no complete step; name RUN_DIR/checkpoints.")
     with hold(Path(folder).absolute().parent):
+        console = Console(highlight=False)
+        for step in store.damaged():
+            console.print(Text(f"{step.name} is damaged and removed, too", "bold red"))
+            shutil.rmtree(step)
+        check(store.newest() is not None, f"No step of {folder} was whole; nothing is left to go on from.")
         gone = store.prune(keep)
         store.remove_unfinished()
-    Console(highlight=False).print(f"removed {len(gone)} steps: {', '.join(map(str, gone))}" if gone else "removed nothing")
+    console.print(f"removed {len(gone)} steps: {', '.join(map(str, gone))}" if gone else "removed nothing")
 
 
 def fetch(url: str, run_dir: str, storage_options: dict[str, Any]) -> None:
@@ -74,7 +80,7 @@ def fetch(url: str, run_dir: str, storage_options: dict[str, Any]) -> None:
 def verify_steps(folder: str) -> bool:
     """Reads the step folder `folder`, or all of a run's, and prints which are whole; returns whether all are."""
     setup_logging()
-    root = Path(folder)
+    root = Path(folder).absolute()
     steps = [root] if STEP.fullmatch(root.name) else sorted(path for path in root.glob("step-*") if STEP.fullmatch(path.name))
     check(bool(steps), f"{folder} is no step folder and holds none; name RUN_DIR/checkpoints, or a step-* folder in it.")
     console, whole = Console(highlight=False), True

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -15,9 +18,11 @@ from pathlib import Path
 from types import FrameType
 
 import yaml
+from filelock import FileLock, Timeout
 
 from lavit_dist.config.base import secrets_hidden, words_without_secrets
 from lavit_dist.config.command_line import FAULT, WRONG_CONFIG
+from lavit_dist.data.hashing import stable_hash
 from lavit_dist.engine.events import EVENTS, HUNG, STOP, record_event
 from lavit_dist.errors import UserError, check
 from lavit_dist.observe.process import RelayedProcess
@@ -29,6 +34,7 @@ ENDED = 128 + signal.SIGTERM
 """Exit code after a second request to stop."""
 FATAL = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGINT, signal.SIGUSR1)
 TAIL_LINES, TAIL_BYTES = 40, 1 << 20
+MOST_DOUBLINGS = 20
 WITHOUT_PROGRESS = 4
 """The run is given up, too, after so many times `attempts` faults in a row without a new checkpoint."""
 
@@ -93,7 +99,12 @@ class _Supervisor:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
 
     def run(self) -> int:
-        (self.run_dir / STOP).unlink(missing_ok=True)  # left by who asked an earlier start, which had ended before it could see it
+        lock = FileLock(Path(tempfile.gettempdir()) / f"lavit-supervisor-{stable_hash(str(self.run_dir.absolute())):016x}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"Another supervisor is at work on {self.run_dir}; wait for it, or name another run_dir.") from None
+        self._forget_request()  # of who asked an earlier start, which had ended before it could see it
         before = {
             number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
         }
@@ -102,6 +113,8 @@ class _Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            self._forget_request()
+            lock.release()
 
     def _run(self) -> int:
         waited_for = 0
@@ -119,12 +132,12 @@ class _Supervisor:
             if hopeless:
                 self._report(hopeless)
                 return WRONG_CONFIG if code == WRONG_CONFIG else FAULT
-            seconds = min(self.patience.longest_wait, self.patience.first_wait * 2**waited_for)
+            doublings = min(MOST_DOUBLINGS, max(0, waited_for - 1))
+            seconds = min(self.patience.longest_wait, self.patience.first_wait * 2**doublings)
             self._say(f"{meaning(code)} after step {self.failures[-1].step}; starting again in {seconds:.0f} s")
             self._wait(seconds)
-            if self.asked:  # between two starts there is nothing to save
-                (self.run_dir / STOP).unlink(missing_ok=True)
-                return 0
+            if self.asked:
+                return 0  # between two starts there is nothing to save
 
     def _start(self) -> int:
         """Starts the command once and waits for its end, or for being asked twice to end it; nothing of it is left after that."""
@@ -186,14 +199,22 @@ class _Supervisor:
             lines.append(f"{when}  after step {failure.step}: {meaning(failure.code)}")
         lines += ["", "What the last start said last:", *self.failures[-1].tail]
         path = self.run_dir / REPORT
-        path.write_text("\n".join(lines) + "\n")
+        try:
+            path.write_text("\n".join(lines) + "\n")
+        except OSError as error:
+            self._say(f"{path} can't be written: {error}")
         self._say(f"given up: {reason}; see {path}, and {self.run_dir / EVENTS}")
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked += 1
         if self.asked == 1:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.run_dir / STOP).touch()
+            with contextlib.suppress(OSError):
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+                (self.run_dir / STOP).touch()
+
+    def _forget_request(self) -> None:
+        with contextlib.suppress(OSError):
+            (self.run_dir / STOP).unlink(missing_ok=True)
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -244,6 +265,8 @@ def meaning(code: int) -> str:
 
 
 def check_command(command: Sequence[str]) -> None:
-    """Raises `UserError` when there is nothing to run."""
+    """Raises `UserError` when there is nothing to run, or it isn't there."""
+    if command and shutil.which(command[0]) is None:
+        raise UserError(f"The command {command[0]} isn't found; give its path, or activate the environment that it is in.")
     if not command:
         raise UserError("There is no command; give it after --, as in: launcher/supervise.py -- deepspeed launcher/pretrain.py …")

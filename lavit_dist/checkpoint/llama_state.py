@@ -6,7 +6,6 @@ STEP/weights/     weights, fp32 masters and optimizer state; see `lavit_dist.che
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from lavit_dist.checkpoint.weight_parts import WeightParts
 from lavit_dist.config.base import build, config
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.errors import UserError
+from lavit_dist.files import read_json
 from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, block_name
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.llama_shards import join_block, join_table
@@ -56,7 +56,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
     path = folder / FACTS
     if not path.exists():
         raise UserError(f"{folder} is not a checkpoint of the language model: {FACTS} is missing; give RUN_DIR/checkpoints/step-*.")
-    return build(CheckpointFacts, json.loads(path.read_text()), source=str(path))
+    return build(CheckpointFacts, read_json(path, "give another step folder"), source=str(path))
 
 
 def layout_facts(layout: Layout, zero_stage: int) -> dict[str, int]:

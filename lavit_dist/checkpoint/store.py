@@ -6,6 +6,7 @@ ROOT/step-00001000/       what ranks wrote, and manifest.json with their number 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -13,18 +14,21 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lavit_dist.checkpoint.snapshot import FileRecord
 from lavit_dist.errors import UserError
-from lavit_dist.files import read_json, sha256, sync_folder, write_atomically
+from lavit_dist.files import sha256, sync_folder, write_atomically
 from lavit_dist.parallel.distributed import gather_objects, rank, world_size
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 LATEST = "latest"
 STEP = re.compile(r"step-\d{8}")
-UNFINISHED = re.compile(r"\.step-\d{8}\.tmp")
+FILE = re.compile(r"(\w[\w.-]*/)*\w[\w.-]*")
+"""Names of files that a manifest may list."""
+UNFINISHED, REPLACED = re.compile(r"\.step-\d{8}\.tmp"), re.compile(r"\.(step-\d{8})\.replaced")
 """Names of the folders that are ours to delete; copies under other names are the user's."""
 
 
@@ -38,6 +42,17 @@ class SavedStep:
     """How many processes wrote it."""
     score: float | None = None
     """The mean loss of the steps since the checkpoint before; the lower, the better."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    step: int
+    ranks: int
+    score: float | None
+    files: dict[str, FileRecord]
 
 
 @dataclass(frozen=True)
@@ -70,27 +85,31 @@ class CheckpointStore:
 
         Steps after it are of a run that was gone back from, and are removed.
         """
-        manifest = {"step": step, "ranks": ranks, "score": score, "files": {name: asdict(files[name]) for name in sorted(files)}}
-        self._complete(step, manifest)
+        self._complete(Manifest(step, ranks, score, {name: files[name] for name in sorted(files)}))
         return self.step_folder(step)
 
-    def adopt(self, step: int, manifest: Mapping[str, Any]) -> SavedStep:
-        """Makes what was copied into the folder of `begin` step `step`, the newest. Raises `UserError` when it isn't what `manifest` says."""
-        write_atomically(self.temporary(step) / MANIFEST, json.dumps(manifest).encode())
-        verify(self.temporary(step))
-        self._complete(step, manifest)
-        return read_step(self.step_folder(step))
+    def adopt(self, manifest: Manifest) -> SavedStep:
+        """Makes what was copied into the folder of `begin` a step, the newest. Raises `UserError` when it isn't what `manifest` says."""
+        self._write_manifest(manifest)
+        verify(self.temporary(manifest.step))
+        self._complete(manifest)
+        return read_step(self.step_folder(manifest.step))
 
-    def _complete(self, step: int, manifest: Mapping[str, Any]) -> None:
-        final, temporary = self.step_folder(step), self.temporary(step)
-        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        for folder in {temporary, *((temporary / name).parent for name in manifest["files"])}:
+    def _write_manifest(self, manifest: Manifest) -> None:
+        write_atomically(self.temporary(manifest.step) / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+
+    def _complete(self, manifest: Manifest) -> None:
+        final, temporary = self.step_folder(manifest.step), self.temporary(manifest.step)
+        self._write_manifest(manifest)
+        for folder in {temporary, *((temporary / name).parent for name in manifest.files)}:
             sync_folder(folder)
+        replaced = self.root / f".{final.name}.replaced"
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(replaced)
         temporary.rename(final)
         sync_folder(self.root)
         self._point_at(final)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def go_back_to(self, saved: SavedStep) -> None:
         """Makes `saved` the newest step, and removes those after it. Only rank 0 may call it."""
@@ -163,9 +182,9 @@ class CheckpointStore:
         Raises `UserError` when it names something else and there is no step to take in its place.
         """
         pointer = self.root / LATEST
-        if not pointer.exists():
+        if not pointer.exists() and not self._folders():
             return []
-        name = pointer.read_text(errors="replace").strip()
+        name = pointer.read_text(errors="replace").strip() if pointer.exists() else ""
         named = STEP.fullmatch(name) is not None
         folders = [folder for folder in self._folders() if not named or folder.name <= name]
         if not folders:
@@ -178,30 +197,34 @@ class CheckpointStore:
         return folders[::-1]
 
     def prune(self, keep: Retention, spare: Collection[int] = ()) -> list[int]:
-        """Deletes the steps that `keep` has no reason for, those that can't be read and those after the newest; says which those were.
+        """Deletes the steps that `keep` has no reason for, and those after the newest; says which those were.
 
         `spare` stay this time. Only rank 0 may call it.
         """
         pointer = self.root / LATEST
         newest = pointer.read_text(errors="replace").strip() if pointer.exists() else ""
-        steps, gone = [], []
+        steps = []
         for folder in self._folders():
-            try:
+            with contextlib.suppress(UserError):  # what can't be read isn't removed behind anyone's back
                 steps.append(read_step(folder))
-            except UserError as error:
-                logger.warning("%s is removed: %s", folder.name, error)
-                gone.append(SavedStep(int(folder.name.removeprefix("step-")), folder, ranks=0))
         until_newest = [step for step in steps if not STEP.fullmatch(newest) or step.folder.name <= newest]
         kept = to_keep(until_newest, keep)
-        gone += [step for step in steps if step.step not in kept and step.step not in spare]
+        gone = [step for step in steps if step.step not in kept and step.step not in spare]
         for step in gone:
             shutil.rmtree(step.folder)
         return sorted(step.step for step in gone)
 
+    def damaged(self) -> list[Path]:
+        """The step folders that are not what their manifests say; reads them all."""
+        return [folder for folder in self._folders() if _flaw(folder) is not None]
+
     def remove_unfinished(self) -> None:
         """Deletes folders that a crash, or a full disk, left half-written. Only rank 0 may call it."""
-        for folder in self.root.iterdir() if self.root.exists() else []:
-            if UNFINISHED.fullmatch(folder.name):
+        for folder in list(self.root.iterdir()) if self.root.exists() else []:
+            replaced = REPLACED.fullmatch(folder.name)
+            if replaced and not (self.root / replaced[1]).exists():
+                folder.rename(self.root / replaced[1])  # what was to replace it never came
+            elif replaced or UNFINISHED.fullmatch(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -214,12 +237,8 @@ def to_keep(steps: Sequence[SavedStep], keep: Retention) -> set[int]:
 
 def read_step(folder: Path) -> SavedStep:
     """What the manifest of a step folder says. Raises `UserError` when it is damaged."""
-    return stored_step(_read_manifest(folder), folder)
-
-
-def stored_step(manifest: Mapping[str, Any], folder: Path) -> SavedStep:
-    """The step whose manifest holds `manifest`."""
-    return SavedStep(step=int(manifest["step"]), folder=folder, ranks=int(manifest["ranks"]), score=manifest.get("score"))
+    manifest = _read_manifest(folder)
+    return SavedStep(manifest.step, folder, manifest.ranks, manifest.score)
 
 
 def verify(folder: Path, files: Collection[str] | None = None, share: tuple[int, int] = (0, 1)) -> None:
@@ -228,15 +247,11 @@ def verify(folder: Path, files: Collection[str] | None = None, share: tuple[int,
     `share` is (which, of how many): the part of the files that is read.
     """
     which, of = share
-    for name, recorded in sorted(_read_manifest(folder)["files"].items())[which::of]:
+    for name, recorded in sorted(_read_manifest(folder).files.items())[which::of]:
         if files is not None and name not in files:
             continue
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(
-                f"{folder / MANIFEST} names {name}, which lies outside of its folder; remove {folder}, which is not a checkpoint of ours."
-            )
-        if not path.exists() or path.stat().st_size != recorded["bytes"] or sha256(path) != recorded["sha256"]:
+        if not path.exists() or path.stat().st_size != recorded.bytes or sha256(path) != recorded.sha256:
             raise UserError(
                 f"The checkpoint file {path} is missing or damaged (its sha256 differs from {MANIFEST}); put it back, or remove {folder}: a"
                 " run then goes on from the newest step that is whole, or starts afresh."
@@ -249,16 +264,32 @@ def _flaw(folder: Path, files: Collection[str] | None = None, share: tuple[int, 
         verify(folder, files, share)
     except UserError as error:
         return str(error)
-    except (OSError, KeyError, TypeError) as error:
+    except OSError as error:
         return f"{folder} can't be read ({type(error).__name__}: {error}); mend the disk, or remove it."
     return None
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    remedy = f"write the name of another step into {folder.parent / LATEST}"
+def _read_manifest(folder: Path) -> Manifest:
+    remedy = f"name another step-* folder, or write its name into {folder.parent / LATEST}"
     if not (folder / MANIFEST).exists():
-        raise UserError(f"{folder} has no {MANIFEST}, so it was never complete; {remedy}.")
-    manifest = read_json(folder / MANIFEST, remedy)
-    if not isinstance(manifest, dict) or not {"step", "ranks", "files"} <= manifest.keys():
-        raise UserError(f"{folder / MANIFEST} is damaged: it lacks the step, its ranks or its files; {remedy}.")
+        raise UserError(f"{folder} has no {MANIFEST}, so it is no complete step; {remedy}.")
+    manifest = parse_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST), remedy)
+    named = re.search(r"step-(\d{8})", folder.name)
+    if named and int(named[1]) != manifest.step:
+        raise UserError(
+            f"{folder / MANIFEST} is damaged: it is of step {manifest.step}, which is not that of its folder; {remedy}."
+        )
+    return manifest
+
+
+def parse_manifest(content: bytes, name: str, remedy: str) -> Manifest:
+    """The manifest that holds `content`; raises `UserError`, about `name`, when it is none, or names files outside of its folder."""
+    try:
+        manifest = TypeAdapter(Manifest).validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{name} is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']}); {remedy}.") from error
+    for file in manifest.files:
+        if not FILE.fullmatch(file):
+            raise UserError(f"{name} names {file}, which lies outside of its folder, so it isn't trusted; {remedy}.")
     return manifest

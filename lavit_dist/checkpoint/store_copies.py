@@ -5,9 +5,7 @@ URL/step-00001000/    as under RUN_DIR/checkpoints; its manifest comes last and 
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,14 +13,22 @@ from typing import Any
 
 import fsspec
 
-from lavit_dist.checkpoint.store import MANIFEST, STEP, CheckpointStore, Retention, SavedStep, stored_step, to_keep
+from lavit_dist.checkpoint.store import (
+    MANIFEST,
+    STEP,
+    CheckpointStore,
+    Manifest,
+    Retention,
+    SavedStep,
+    parse_manifest,
+    to_keep,
+)
 from lavit_dist.data.fetch import FetchError, StoreError, fetch, size_flaw, store
 from lavit_dist.errors import Fault, UserError, check
 
 logger = logging.getLogger(__name__)
 ATTEMPTS, FIRST_WAIT = 5, 1.0
 """How often a file is offered or asked for, and seconds before the second time; the waits double."""
-FILE = re.compile(r"(\w[\w.-]*/)*\w[\w.-]*")
 
 
 class StoreCopies:
@@ -56,16 +62,17 @@ class StoreCopies:
         """The whole steps, oldest first. Raises `UserError` when the store can't be listed."""
         try:
             self.system.invalidate_cache()
-            found = self.system.ls(self.path, detail=False) if self.system.exists(self.path) else []
-            names = sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+            listed = self.system.ls(self.path, detail=False) if self.system.exists(self.path) else []
+            names = sorted(str(path).rstrip("/").rpartition("/")[2] for path in listed)
             manifests = {name: f"{self.path}/{name}/{MANIFEST}" for name in names if STEP.fullmatch(name)}
-            return [
-                stored_step(json.loads(self.system.cat_file(path)), Path(name))
-                for name, path in manifests.items()
-                if self.system.exists(path)
-            ]
+            contents = {name: self.system.cat_file(path) for name, path in manifests.items() if self.system.exists(path)}
         except Exception as error:  # every store raises exceptions of its own
             raise UserError(f"{self.url} can't be read ({type(error).__name__}: {error}); check the URL and access.") from error
+        found = {name: self._manifest(name, content) for name, content in contents.items()}
+        return [SavedStep(of.step, Path(name), of.ranks, of.score) for name, of in found.items()]
+
+    def _manifest(self, step: str, content: bytes) -> Manifest:
+        return parse_manifest(content, f"{self.url}/{step}/{MANIFEST}", "remove that step from the store")
 
     def fetch_newest(self, into: CheckpointStore) -> SavedStep:
         """Makes the newest step the newest one of `into`, which has none. Raises `UserError` when there is none, `Fault` when it can't be had."""
@@ -74,13 +81,9 @@ class StoreCopies:
         check(bool(steps), f"{self.url} holds no complete checkpoint; name the folder that holds the step-* folders.")
         newest = steps[-1]
         source = f"{self.path}/{newest.folder.name}"
-        content = json.loads(self.system.cat_file(f"{source}/{MANIFEST}"))
+        manifest = self._manifest(newest.folder.name, self.system.cat_file(f"{source}/{MANIFEST}"))
         folder = into.begin(newest.step)
-        for name, recorded in content["files"].items():
-            check(
-                FILE.fullmatch(name) is not None,
-                f"The manifest in {self.url}/{newest.folder} names the file {name!r}; it isn't trusted.",
-            )
+        for name, recorded in manifest.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             try:
                 fetch(
@@ -89,11 +92,11 @@ class StoreCopies:
                     folder / name,
                     attempts=ATTEMPTS,
                     first_wait=FIRST_WAIT,
-                    flaw=size_flaw(recorded["bytes"]),
+                    flaw=size_flaw(recorded.bytes),
                 )
             except FetchError as error:
                 raise Fault(f"{self.url}/{newest.folder}/{name} can't be fetched: {error}.") from error
-        return into.adopt(newest.step, content)
+        return into.adopt(manifest)
 
     def _copy(self, saved: SavedStep) -> None:
         if saved.step not in self.needed:

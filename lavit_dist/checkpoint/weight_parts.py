@@ -61,11 +61,16 @@ class WeightParts:
         self._folder = folder
         if not (folder / INDEX).exists():
             raise UserError(f"{folder} holds no weights: {INDEX} is missing; give a complete step folder.")
-        content = read_json(folder / INDEX, "give another step folder")
+        content = read_json(folder / INDEX, "give another step folder", ("tensor_size", "parts"))
         self.tensor_size = int(content["tensor_size"])
         self._parts: dict[tuple[str, str, int], list[Part]] = {}
         for values in content["parts"]:
-            part = Part(**values | {"shape": tuple(values["shape"])})
+            try:
+                part = Part(**values | {"shape": tuple(values["shape"])})
+            except (TypeError, KeyError) as error:
+                raise UserError(
+                    f"{folder / INDEX} is damaged, or of another version ({error}); give another step folder."
+                ) from error
             if Path(part.file).name != part.file:
                 raise UserError(
                     f"{folder / INDEX} names {part.file!r}, which is no plain file name, so it isn't trusted; give another step folder."

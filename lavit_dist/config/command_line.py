@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from lavit_dist.config.base import load_config
 from lavit_dist.errors import Fault, UserError
+from lavit_dist.files import PASSING
 
 T = TypeVar("T")
 WRONG_CONFIG = 2
@@ -66,6 +67,12 @@ def exit_on_user_error(action: Callable[[], None]) -> None:
             action()
         except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
             raise UserError(f"{error.filename} can't be used ({error.strerror}); name another place, or make it usable.") from error
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            raise Fault(
+                f"{error.filename or 'A file'} can't be written or read at the moment ({error.strerror}); start again."
+            ) from error
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         if rank == "0":

@@ -144,7 +144,7 @@ class FaultsConfig:
     for it); 0 looks for none. 6 is rarely seen by chance."""
     spike_window: Annotated[int, Field(ge=8)] = 128
     """Over how many steps mean and deviation are taken."""
-    hang_seconds: PositiveFloat = 1800.0
+    hang_seconds: Annotated[float, Field(gt=0, le=1e6)] = 1800.0
     """How long a step, a save or a collective may take before the run is ended, with a record of what each rank was doing, so that it can
     be started again. Compilation in the first step counts."""
 

@@ -55,7 +55,7 @@ class ContrastiveTraining:
         return self.engine.snapshot({}, {SKIPPED: self.skipped})
 
     def load(self, folder: Path) -> None:
-        _, facts = self.engine.load(folder)
+        _, facts = self.engine.load(folder, (SKIPPED,))
         self.skipped = facts[SKIPPED]
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +112,16 @@ class DataParallelEngine:
         return engine | Snapshot({TENSORS: {**buffers, **tensors}}, {FACTS: dict(facts)})
 
     @torch.no_grad()
-    def load(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def load(self, folder: Path, facts_wanted: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Restores the engine from what any number of ranks wrote, and returns what the training gave beside it.
 
-        Raises `UserError` for what is missing.
+        Raises `UserError` for what is missing, of `facts_wanted`, too.
         """
         check(
             (folder / TENSORS).exists() and (folder / FACTS).exists(),
             f"{folder} is no checkpoint of this kind of training: {TENSORS} or {FACTS} is missing; name another run_dir.",
         )
-        tensors, facts = load_file(folder / TENSORS), read_json(folder / FACTS, "resume from an earlier step")
+        tensors, facts = load_file(folder / TENSORS), read_json(folder / FACTS, "resume from an earlier step", facts_wanted)
         load_engine(self.module, self._layout, folder, None)
         for name, buffer in self._buffers().items():
             check(BUFFER + name in tensors, f"{folder / TENSORS} lacks the buffer {name}; give a step of a run with this model.")

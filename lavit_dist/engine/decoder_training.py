@@ -88,7 +88,7 @@ class DecoderTraining:
         return self.engine.snapshot(self.averages.state_dict(), {DATA: self.examples.state(), SKIPPED: self.skipped})
 
     def load(self, folder: Path) -> None:
-        averages, facts = self.engine.load(folder)
+        averages, facts = self.engine.load(folder, (DATA, SKIPPED))
         self.examples.check_state(facts[DATA])
         self.averages.load_state_dict(averages)
         self.skipped = facts[SKIPPED]

@@ -45,7 +45,7 @@ def load_engine(engine: Any, layout: Layout, step: Path, model: LlamaConfig | No
     `model` says how tensor-parallel ranks share out the weights; None where they never do.
     """
     saved = WeightParts(step / WEIGHTS_FOLDER)
-    counted = read_json(step / ENGINE, "give another step folder")
+    counted = read_json(step / ENGINE, "give another step folder", ("steps", "updates"))
     tensor_rank, size = layout.coordinates(rank()).tensor, layout.tensor_size
     begin_state(engine)
     for weight in held_weights(engine):

@@ -161,7 +161,7 @@ class _Run:
         self.trainable.load(saved.folder)
         path = saved.folder / LOOP_FILE
         check(path.exists(), f"{saved.folder} has no {LOOP_FILE}: an earlier version wrote it; train in another run_dir.")
-        self.guard.load_state_dict(read_json(path, "resume from an earlier step"))
+        self.guard.load_state_dict(read_json(path, "resume from an earlier step", self.guard.state_dict()))
         self.losses = []
         return saved.step
 
@@ -232,6 +232,8 @@ class _Run:
             self.trainable.skip_batches(read - self.trainable.batches_read)
             if rank() == 0:
                 self.store.go_back_to(saved)
+            self._save(saved.step)  # so that neither a stop nor a crash forgets what is left out
+            self.writer.wait()
         self._warn(
             "went back from step %d to %s; the %d batches since then are left out", step, saved.folder.name, step - saved.step
         )

@@ -10,7 +10,6 @@ RUN_DIR/model/           the product; it appears whole when the run is done
 
 from __future__ import annotations
 
-import errno
 import logging
 import shutil
 from collections.abc import Callable
@@ -22,14 +21,13 @@ from filelock import FileLock, Timeout
 
 from lavit_dist.config.base import save_config, to_dict, without_secrets
 from lavit_dist.errors import Fault, UserError
-from lavit_dist.files import DISK_FULL, sync_folder, sync_tree
+from lavit_dist.files import PASSING, remove_leftovers, sync_folder, sync_tree
 from lavit_dist.parallel.distributed import barrier, rank
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
 LOCK_SECONDS = 10.0
 """How long a process that is about to end, such as one of a run that failed a moment ago, is waited for."""
-PASSING = (*DISK_FULL, errno.EIO, errno.ESTALE, errno.EAGAIN)
 MAY_CHANGE = (
     *(
         "logging",
@@ -101,6 +99,7 @@ class RunFolder:
         barrier()
         if rank() == 0:
             self.lock = hold(self.root)
+            remove_leftovers(self.root)
             if not self.config.exists() or yaml.safe_load(self.config.read_text()) != without_secrets(to_dict(value)):
                 save_config(value, self.config)
         barrier()

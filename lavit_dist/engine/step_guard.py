@@ -24,9 +24,15 @@ class StepGuard:
         """How many steps weren't taken since the run began, because their gradient wasn't finite."""
         self.roll_backs = 0
         """How often the run has gone back."""
+        self.phase = 0.0
+        """The part of the training that the losses are of: those of another are sums of other terms."""
 
     def judge(self, metrics: Mapping[str, float]) -> str:
         """Takes in a step's metrics; what is wrong with it, as a clause, or nothing when it is well."""
+        phase = metrics.get("phase", 0.0)
+        if phase != self.phase:
+            self.phase = phase
+            self.losses.clear()
         problem = self._problem(metrics)
         if not problem:
             self.bad = 0
@@ -48,11 +54,13 @@ class StepGuard:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"losses": list(self.losses), "bad": self.bad, "skipped": self.skipped, "roll_backs": self.roll_backs}
+        counts = {"bad": self.bad, "skipped": self.skipped, "roll_backs": self.roll_backs}
+        return {"losses": list(self.losses), "phase": self.phase, **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave; a window that is shorter now keeps the newest losses."""
         self.losses = deque(state["losses"], maxlen=self.config.spike_window)
+        self.phase = state["phase"]
         self.bad, self.skipped, self.roll_backs = state["bad"], state["skipped"], state["roll_backs"]
 
     def _problem(self, metrics: Mapping[str, float]) -> str:

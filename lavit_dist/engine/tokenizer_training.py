@@ -127,6 +127,7 @@ class TokenizerTraining:
             self.codebook.clear()
             self.error_threshold = threshold
         return metrics | {
+            "phase": float([of.name for of in phases_of(self.config)].index(phase.name)),
             "quantizing": float(phase.config.quantize),
             "images_quarantined": float(sum(self.images.quarantined_counts.values())),
             "images": float(self.config.global_batch_size),
@@ -192,7 +193,7 @@ class TokenizerTraining:
             f"{folder} was written with another tower than {self.config.tower} holds now; restore that tower, or name another run_dir.",
         )
         self._enter(phases[saved["phase"]])
-        tensors, facts = self.engine.load(folder)
+        tensors, facts = self.engine.load(folder, ("error_threshold", "images", "batches_read"))
         self.codebook.load_state_dict(_below(CODEBOOK, tensors))
         self.averages.load_state_dict(_below(AVERAGES, tensors))
         self.error_threshold = facts["error_threshold"]

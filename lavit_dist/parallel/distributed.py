@@ -21,6 +21,7 @@ T = TypeVar("T")
 LISTENED_PORTS = range(20000, 29000)
 """Where `free_port` looks: above Ray's, below torch's default, and outside what systems give to outgoing connections."""
 PORT_TRIES = 100
+JOIN_SECONDS = 7200.0
 
 
 def rank() -> int:
@@ -41,8 +42,8 @@ def device() -> torch.device:
 def init_distributed(num_threads: int | None = None, timeout_seconds: float = 1800.0) -> None:
     """Joins the process group (nccl on GPUs, gloo on CPUs) and sets this process's device and CPU threads.
 
-    A process started without a launcher becomes a group of one on a free loopback port. The others are waited for, and later each
-    collective, for twice `timeout_seconds`: whoever watches a run for that long has then told what hangs.
+    A process started without a launcher becomes a group of one on a free loopback port. Until `set_timeouts`, other processes are waited
+    for as long as `timeout_seconds` says, but at least two hours, since rank 0 may have read all of the data before it joins.
     """
     if num_threads:
         torch.set_num_threads(num_threads)
@@ -60,11 +61,16 @@ def init_distributed(num_threads: int | None = None, timeout_seconds: float = 18
         torch.cuda.set_device(device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     with outside_faults_told("while processes joined", retry=False):
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(seconds=2 * timeout_seconds))
+        deepspeed.init_distributed(
+            dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(seconds=max(2 * timeout_seconds, JOIN_SECONDS))
+        )
 
 
 def set_timeouts(seconds: float) -> None:
-    """Gives every group of processes the time-out that `init_distributed` gave the first: libraries that make groups leave torch's own."""
+    """Gives the collectives of every group, also of those that libraries made, a time-out of twice `seconds`.
+
+    Twice, so that whoever watches a run for `seconds` has told what hangs before they fail.
+    """
     if dist.is_initialized():
         for group in list(dist.distributed_c10d._world.pg_map):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2 * seconds), group)

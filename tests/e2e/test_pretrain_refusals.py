@@ -187,7 +187,7 @@ def write_checkpoint(run_dir: Path, *, processes: int, data: dict[str, Any], cod
     step = run_dir / "checkpoints" / "step-00000002"
     step.mkdir(parents=True)
     (step.parent / "latest").write_text(step.name)
-    (step / "manifest.json").write_text(json.dumps({"step": 2, "ranks": processes, "files": {}}))
+    (step / "manifest.json").write_text(json.dumps({"step": 2, "ranks": processes, "score": None, "files": {}}))
     layout = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": processes, "zero_stage": 1}
     sizes = {"text_size": 1, "codebook_size": codebook_size, "eos_id": 0}
     facts = CheckpointFacts(

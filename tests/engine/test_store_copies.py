@@ -67,9 +67,8 @@ def test_a_run_goes_on_elsewhere_from_what_a_store_has(tmp_path: Path) -> None:
         assert harmed.returncode == 2
         assert "weights.safetensors is missing or damaged" in harmed.stderr
         assert not list((tmp_path / "harmed/checkpoints").glob("step-*"))
-        bucket.pipe_file(
-            "runs/one/step-00000007/manifest.json", b'{"step": 7, "ranks": 1, "files": {"../../../out": {"bytes": 1}}}'
-        )
+        strange = {"step": 7, "ranks": 1, "score": None, "files": {"../../../out": {"bytes": 1, "sha256": "0" * 64}}}
+        bucket.pipe_file("runs/one/step-00000007/manifest.json", json.dumps(strange).encode())
         stranger = call("fetch", *given, tmp_path / "stranger")
         assert stranger.returncode == 2
         assert "it isn't trusted" in stranger.stderr

@@ -169,7 +169,8 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
     assert process.wait(timeout=30) == 143
-    assert (tmp_path / "run/stop").exists()
+    assert not (tmp_path / "run/stop").exists()
+    (tmp_path / "run/stop").touch()
     code, _ = run(tmp_path / "run", [(5, 4, 0), (9, 8, 0)])  # an old request is not one of the next start
     assert code == 0
     assert not (tmp_path / "run/stop").exists()
@@ -177,7 +178,11 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
 
 def test_a_command_without_a_run_folder_is_refused() -> None:
     command = [sys.executable, "launcher/supervise.py"]
-    for words, said in ((["--", "true"], "doesn't say run_dir="), ([], "There is no command")):
+    for words, said in (
+        (["--", "true"], "doesn't say run_dir="),
+        ([], "There is no command"),
+        (["--", "nosuchprogram", "run_dir=x"], "The command nosuchprogram isn't found"),
+    ):
         refused = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ), check=False)
         assert refused.returncode == 2
         assert said in refused.stderr
