@@ -125,7 +125,7 @@ class _Run:
             self.watchdog.beat(step, "saving")
             with self._told("while the last checkpoint was written"):
                 self.writer.wait()
-                if step > max(first, self.writer.whole or 0):
+                if step != (first if self.writer.whole is None else self.writer.whole):
                     self._save(step)
                 self.writer.finish()
                 while _any_rank([self.copies is not None and self.copies.busy])[0]:
@@ -229,14 +229,13 @@ class _Run:
             self.guard.skipped, self.guard.roll_backs = skipped, roll_backs - 1
             self.guard.went_back()
             # All that was read after the checkpoint, in an earlier roll-back from the same one, too.
-            self.trainable.skip_batches(read - self.trainable.batches_read)
+            left_out = read - self.trainable.batches_read
+            self.trainable.skip_batches(left_out)
             if rank() == 0:
                 self.store.go_back_to(saved)
             self._save(saved.step)  # so that neither a stop nor a crash forgets what is left out
             self.writer.wait()
-        self._warn(
-            "went back from step %d to %s; the %d batches since then are left out", step, saved.folder.name, step - saved.step
-        )
+        self._warn("went back from step %d to %s; the %d batches since then are left out", step, saved.folder.name, left_out)
         self._record("went back", step, to=saved.step)
         for callback in self.callbacks:
             callback.on_start(saved.step, self.total_steps)

@@ -66,7 +66,7 @@ class StepGuard:
     def _problem(self, metrics: Mapping[str, float]) -> str:
         for name in ("grad_norm", "loss"):
             if not math.isfinite(metrics.get(name, 0.0)):
-                self.skipped += 1
+                self.skipped += name == "grad_norm"
                 return f"its {name} is {metrics[name]}"
         deviations = self.config.spike_deviations
         if deviations and len(self.losses) == self.losses.maxlen:

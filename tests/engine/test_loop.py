@@ -228,6 +228,20 @@ def test_a_run_that_is_stopped_in_a_bad_stretch_can_still_go_back(tmp_path: Path
     assert newest(tmp_path) == 14
 
 
+def test_a_run_that_was_resumed_set_back_and_stopped_saves_where_it_is(tmp_path: Path) -> None:
+    train(tmp_path, 10, 5)
+
+    def harm(batch: int) -> Mapping[str, float]:
+        if batch == 14:
+            (tmp_path / STOP).touch()
+        return {"loss": 99.0} if 10 <= batch < 12 else {}
+
+    _, recorder, done = train(tmp_path, 20, 5, harm, bad_steps=2, spike_deviations=6, spike_window=8)
+    assert not done
+    assert newest(tmp_path) == max(recorder.losses) == 13  # batch 14 is that of step 13, for two were left out
+    assert events(tmp_path)[-3:] == ["bad step", "went back", "stopped"]
+
+
 def test_a_run_that_was_set_back_and_killed_leaves_the_same_batches_out(tmp_path: Path) -> None:
     def harm(batch: int, dies: bool) -> Mapping[str, float]:
         if batch == 11 and dies:
