@@ -14,7 +14,7 @@ from lavit_dist.checkpoint.llama_state import FACTS, WEIGHTS_FOLDER, read_facts
 from lavit_dist.checkpoint.store import STEP, CheckpointStore, Retention, read_step, verify
 from lavit_dist.checkpoint.store_copies import StoreCopies
 from lavit_dist.checkpoint.weight_parts import WeightParts
-from lavit_dist.engine.loop import LOOP_FILE
+from lavit_dist.engine.loop import ABOUT_FILE, LOOP_FILE
 from lavit_dist.engine.run_folder import hold
 from lavit_dist.errors import UserError, check
 from lavit_dist.files import new_folder, read_json
@@ -26,14 +26,15 @@ def inspect(folder: str) -> None:
     setup_logging()
     path = Path(folder)
     step, weights = read_step(path), WeightParts(path / WEIGHTS_FOLDER)
-    guard = read_json(path / LOOP_FILE, "give another step folder")
+    guard = read_json(path / LOOP_FILE, "give another step folder", ("skipped", "roll_backs"))
+    versions = read_json(path / ABOUT_FILE, "give another step folder", ("versions",))["versions"]
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     rows = {
         "optimizer steps taken": f"{step.step:,}",
         "steps skipped": f"{guard['skipped']:,}, as their gradient wasn't finite; gone back {guard['roll_backs']:,} times",
         "mean loss": "unknown" if step.score is None else f"{step.score:.4f} since the checkpoint before",
         "size": f"{size / 1e9:.3f} GB",
-        "written by": f"{step.ranks} processes",
+        "written by": f"{step.ranks} processes, with {', '.join(f'{name} {version}' for name, version in versions.items())}",
         "weights": f"{weights.count():,} numbers in {len(weights.names)} tensors",
     }
     rows |= _of_language_model(path) if (path / FACTS).exists() else {}

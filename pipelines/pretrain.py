@@ -92,6 +92,7 @@ def run(config: PretrainConfig) -> None:
         total_steps=config.total_steps,
         checkpoint=config.checkpoint,
         faults=config.faults,
+        config=config,
         callbacks=[MetricsCallback(folder.root, config.logging)],
     )
     if done:

@@ -57,6 +57,7 @@ def run(config: TrainDecoderConfig) -> None:
         total_steps=config.total_steps,
         checkpoint=config.checkpoint,
         faults=config.faults,
+        config=config,
         callbacks=[MetricsCallback(folder.root, config.logging)],
     )
     if done:

@@ -71,6 +71,7 @@ def run(config: TrainTokenizerConfig) -> None:
         total_steps=config.total_steps,
         checkpoint=config.checkpoint,
         faults=config.faults,
+        config=config,
         callbacks=[MetricsCallback(folder.root, config.logging), *_watchers(config, training, pictures)],
     )
     training.write_quarantine()

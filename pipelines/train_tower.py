@@ -56,6 +56,7 @@ def run(config: TrainTowerConfig) -> None:
         total_steps=config.total_steps,
         checkpoint=config.checkpoint,
         faults=config.faults,
+        config=config,
         callbacks=[MetricsCallback(folder.root, config.logging)],
     )
     if done:

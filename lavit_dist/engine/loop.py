@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import logging
 import math
+import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,7 @@ from lavit_dist.checkpoint.snapshot import Snapshot
 from lavit_dist.checkpoint.store import CheckpointStore, Retention, SavedStep
 from lavit_dist.checkpoint.store_copies import StoreCopies
 from lavit_dist.checkpoint.writer import CheckpointWriter
+from lavit_dist.config.base import to_dict, without_secrets
 from lavit_dist.config.training import CheckpointConfig, FaultsConfig
 from lavit_dist.engine.events import record_event
 from lavit_dist.engine.step_guard import StepGuard
@@ -30,6 +34,9 @@ from lavit_dist.parallel.outside_faults import outside_faults_told
 logger = logging.getLogger(__name__)
 LOOP_FILE = "loop.json"
 """What the loop itself must know to go on, in a step folder."""
+ABOUT_FILE = "about.json"
+"""The settings and the versions of a step, for who wonders."""
+PACKAGES = ("lavit_dist", "torch", "deepspeed", "megatron-core", "transformers", "diffusers")
 COPY_POLL_SECONDS = 0.5
 
 
@@ -79,14 +86,15 @@ def run_training(
     total_steps: int,
     checkpoint: CheckpointConfig,
     faults: FaultsConfig,
+    config: Any,
     callbacks: Sequence[Callback] = (),
 ) -> bool:
     """Trains from the newest good checkpoint under RUN_DIR/checkpoints, or from step 0, to `total_steps`, writing checkpoints on the way.
 
-    Returns whether it got there: False when it was asked to stop (see `StopRequest`), after a checkpoint was written. Raises `UserError`
+    `config` is what the run was started with; checkpoints tell of it. Returns whether it got there: False when it was asked to stop (see `StopRequest`), after a checkpoint was written. Raises `UserError`
     when numbers go wrong again and again, and `Fault` for what failed outside of the program.
     """
-    return _Run(trainable, run_dir, total_steps, checkpoint, faults, callbacks).train()
+    return _Run(trainable, run_dir, total_steps, checkpoint, faults, config, callbacks).train()
 
 
 class _Run:
@@ -97,6 +105,7 @@ class _Run:
         total_steps: int,
         checkpoint: CheckpointConfig,
         faults: FaultsConfig,
+        config: Any,
         callbacks: Sequence[Callback],
     ) -> None:
         self.trainable, self.run_dir, self.total_steps = trainable, run_dir, total_steps
@@ -107,6 +116,9 @@ class _Run:
         self.copies = StoreCopies(checkpoint.copy_to or "", checkpoint.storage_options, keep) if to_store else None
         self.writer = CheckpointWriter(self.store, keep, self.copies)
         self.guard = StepGuard(faults)
+        settings = without_secrets(to_dict(config))
+        settings.pop("run_dir", None)  # where a run lies is no part of what it is
+        self.about = {"config": settings, "versions": versions()}
         self.losses: list[float] = []
         """Of the steps since the last checkpoint."""
 
@@ -199,7 +211,7 @@ class _Run:
         with self._told("while a checkpoint was written"):
             snapshot = self.trainable.snapshot()
             if rank() == 0:
-                snapshot |= Snapshot(objects={LOOP_FILE: self.guard.state_dict()})
+                snapshot |= Snapshot(objects={LOOP_FILE: self.guard.state_dict(), ABOUT_FILE: self.about})
             # What is to be gone back to, should a bad stretch go on, must stay.
             self.writer.begin(step, snapshot, score, prune=not self.guard.bad)
             if not self.checkpoint.asynchronous:
@@ -252,6 +264,15 @@ class _Run:
     def _record(self, event: str, step: int, **details: Any) -> None:
         if rank() == 0:
             record_event(self.run_dir, event, step, **details)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what decides numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _any_rank(mine: Sequence[bool]) -> list[bool]:

@@ -98,6 +98,7 @@ def train(
         total_steps=total_steps,
         checkpoint=CheckpointConfig(every_steps=every_steps, asynchronous=asynchronous),
         faults=FaultsConfig(**faults),
+        config=FaultsConfig(**faults),
         callbacks=[recorder],
     )
     return chain, recorder, done

@@ -31,6 +31,7 @@ def train(run_dir: Path, total_steps: int, url: str | None, options: Mapping[str
         total_steps=total_steps,
         checkpoint=CheckpointConfig(every_steps=2, keep_every=4, copy_to=url, storage_options=dict(options)),
         faults=FaultsConfig(bad_steps=2),
+        config=CheckpointConfig(storage_options=dict(options)),
     )
     return chain
 
@@ -54,6 +55,10 @@ def test_a_run_goes_on_elsewhere_from_what_a_store_has(tmp_path: Path) -> None:
         fetched = call("fetch", *given, tmp_path / "there")
         assert fetched.returncode == 0, fetched.stderr
         assert "fetched step 7 into" in fetched.stdout
+        about = (tmp_path / "there/checkpoints/step-00000007/about.json").read_text()
+        assert json.loads(about)["versions"]["torch"]
+        assert options["endpoint_url"] in about
+        assert options["secret"] not in about
         again = call("fetch", *given, tmp_path / "there")
         assert (again.returncode, "has checkpoints already" in again.stderr) == (2, True)
         resumed = train(tmp_path / "there", 13, None, {})
