@@ -1,7 +1,7 @@
 """A run that hangs is ended, and what each rank was doing is written down, so that it can be started again.
 
 RUN_DIR/heartbeats/rank-00003.json     step, what is being done, where in the program, and a number that grows while the process lives
-RUN_DIR/hangs/step-00000012/           per rank that could tell: where all of its threads were, and torch's record of its last collectives
+RUN_DIR/hangs/step-00000012/           per rank that could tell: where all of its threads were, and with nccl torch's record of its last collectives
 
 A rank that was stopped, or whose host is gone, can't tell anything: the others see that its number has ceased to grow. No clocks are compared.
 """
@@ -181,9 +181,8 @@ def _where(frame: FrameType | None) -> str:
 
 
 def _dump_flight_recorder(path: Path) -> None:
-    """Torch's record of the last collectives, of which builds with nccl have one of their own."""
-    if dist.is_initialized():
-        nccl = dist.get_backend() == "nccl"
-        dump = getattr(torch._C._distributed_c10d, "_dump_nccl_trace_json" if nccl else "_dump_fr_trace_json", None)
+    """Torch's record of the last collectives, which it keeps by default on nccl. (With gloo, keeping one made processes end by SIGABRT.)"""
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        dump = getattr(torch._C._distributed_c10d, "_dump_nccl_trace_json", None)
         if dump is not None:
             path.write_bytes(dump())

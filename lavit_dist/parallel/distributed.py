@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import random
@@ -56,14 +57,20 @@ def init_distributed(num_threads: int | None = None, timeout_seconds: float = 18
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that torch remembers, for the watchdog to write down
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    atexit.register(_leave)
     with outside_faults_told("while processes joined", retry=False):
         deepspeed.init_distributed(
             dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(seconds=max(2 * timeout_seconds, JOIN_SECONDS))
         )
+
+
+def _leave() -> None:
+    """At the end of the process: gloo's threads, left to the interpreter, now and then end it by SIGABRT."""
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 def set_timeouts(seconds: float) -> None:

@@ -159,6 +159,7 @@ def test_the_state_knows_the_epoch_and_nothing_of_ranks(rows):
         },
         "phases": [{"first_row": 0, "rows_per_million": {"ids": 1_000_000}}],
         "rows_consumed": consumed,
+        "batches_skipped": 0,
     }
 
 

@@ -98,7 +98,7 @@ def test_faults_at_random_moments_leave_no_trace_in_what_is_trained(repo_root, t
     kinds = ["rank", "save", "launcher", "term", "cut", "flip", *(["disk"] if os.geteuid() == 0 else [])]
     sizes = [
         "--faults",
-        "12",
+        "9",
         "--per-run",
         "4",
         "--steps",

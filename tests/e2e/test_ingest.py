@@ -66,7 +66,8 @@ def test_bad_pairs_are_named_and_the_job_goes_on(run, photos, tmp_path):
     ]
     shutil.copy(good[1], source / "a.b.jpg")
     (source / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    result = run("ingest", f"source={source}", f"run_dir={tmp_path}/pairs", "max_pixels=1500000", "num_threads=2")
+    roots = ("image_root=/",)  # the photographs lie elsewhere than the captions file
+    result = run("ingest", f"source={source}", f"run_dir={tmp_path}/pairs", "max_pixels=1500000", "num_threads=2", *roots)
     assert result.returncode == 0, result.stderr
     records = [record for path in (tmp_path / "pairs").rglob("*.quarantine.jsonl") for record in read_quarantine(path)]
     expected = {"page": "web_page", "cut": "unreadable_image", "bomb": "image_bomb", "absent": "missing_image"}

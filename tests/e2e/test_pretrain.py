@@ -143,8 +143,10 @@ def check_the_commands_about_checkpoints(run_dir: Path, tmp_path: Path) -> None:
     assert damaged.returncode == 1
     assert "part-00001.safetensors" in damaged.stdout
     assert call("inspect", tmp_path).returncode == 2
-    assert call("prune", run_dir / "checkpoints", "--keep-last", "1").stdout == f"removed 1 steps: {STEPS - SAVE_EVERY}\n"
     assert call("prune", run_dir / "checkpoints", "--keep-last", "0").returncode == 2
+    pruned = call("prune", run_dir / "checkpoints", "--keep-last", "1").stdout
+    assert pruned == f"{newest.name} is damaged and removed, too\nremoved nothing\n"  # the one before it stays
+    assert [step.name for step in (run_dir / "checkpoints").glob("step-*")] == [f"step-{STEPS - SAVE_EVERY:08d}"]
 
 
 def test_under_the_launcher_a_mistake_is_one_sentence_and_exit_code_2(
