@@ -79,6 +79,11 @@ class Run:
     def over(self) -> bool:
         return self.process is not None and self.process.poll() is not None
 
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        assert self.process is not None, "it was never started"
+        return self.process.wait()
+
     def steps(self) -> int:
         """How many steps its records show."""
         lines = read_lines(self.run_dir / METRICS_FILE)
@@ -229,9 +234,8 @@ def digests(run_dir: Path) -> dict[str, str]:
 
 def flaw(straight: Path, disturbed: Run) -> str:
     """In what a disturbed run differs, or nothing."""
-    assert disturbed.process is not None
-    if disturbed.process.returncode != 0 or not (disturbed.run_dir / "model").exists():
-        return f"ended with {disturbed.process.returncode}: {disturbed.tail()[-300:]}"
+    if disturbed.wait() != 0 or not (disturbed.run_dir / "model").exists():
+        return f"ended with {disturbed.wait()}: {disturbed.tail()[-300:]}"
     expected, found = records(straight), records(disturbed.run_dir)
     if [record["step"] for record in found] != [record["step"] for record in expected]:
         return "other steps"
@@ -268,7 +272,7 @@ def drill(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
             poisoned = ",".join(str(chance.randrange(2, arguments.steps - 2)) for _ in range(2))
             straight[name] = Run(name, world, world / f"{name}-straight", poisoned)
             straight[name].start(attempts=1)
-            assert straight[name].process.wait() == 0, straight[name].tail()  # type: ignore[union-attr]
+            assert straight[name].wait() == 0, straight[name].tail()
         begin = time.monotonic()
         run = Run(name, world, world / f"{name}-{number}", straight[name].poisoned)
         run.run_dir.mkdir()
@@ -279,8 +283,7 @@ def drill(arguments: argparse.Namespace, world: Path) -> Iterator[str]:
             disturbing.disturb(kinds, min(arguments.per_run, arguments.faults - total.total()))
             told = [json.loads(line) for line in (run.run_dir / "events.jsonl").read_text().splitlines()]
             disturbing.done["nan"] = len({event["step"] for event in told if event["event"] == "bad step"})
-            if not run.over:
-                run.process.wait()  # type: ignore[union-attr]
+            run.wait()
             found = flaw(straight[name].run_dir, run)
         finally:
             for process in [*run.processes("supervise.py"), *run.processes("launch"), *run.ranks()]:
