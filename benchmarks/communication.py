@@ -89,14 +89,11 @@ def count_on_this_rank(name: str, folder: Path) -> None:
     """A rank's process: leaves in `folder` what it sent in the second step, and its stage."""
     from collective_counter import CollectiveCounter
 
-    from lavit_dist.parallel.distributed import init_distributed, rank
-    from lavit_dist.parallel.lean_imports import import_megatron
-    from lavit_dist.parallel.topology import init_model_parallel
+    from lavit_dist.parallel.distributed import rank
+    from lavit_dist.parallel.topology import start_model_parallel
 
     config, layout = pretrain_config(name)
-    init_distributed(config.num_threads)
-    import_megatron()
-    init_model_parallel(layout)
+    start_model_parallel(layout, config.num_threads)
     from lavit_dist.engine.pretraining import Pretraining
 
     training = Pretraining(config, layout, LavitBatches(config.global_batch_size, config.seq_len, VOCABULARY))

@@ -29,10 +29,9 @@ from lavit_dist.models import packed_attention
 from lavit_dist.models.llama import block_parameters, training_flops
 from lavit_dist.models.packed_attention import PackedDocuments
 from lavit_dist.parallel.communication_cost import Stage, StepSizes
-from lavit_dist.parallel.distributed import device, init_distributed
-from lavit_dist.parallel.lean_imports import import_megatron
+from lavit_dist.parallel.distributed import device
 from lavit_dist.parallel.scaling_model import memory_bytes
-from lavit_dist.parallel.topology import Layout, init_model_parallel
+from lavit_dist.parallel.topology import Layout, start_model_parallel
 
 SEVEN_B = LlamaConfig(max_position_embeddings=4096)
 TINY = LlamaConfig(
@@ -256,9 +255,7 @@ SECTIONS = {"attention": attention, "curve": curve, "memory": memory, "speed": s
 
 
 def _one_process() -> None:
-    init_distributed()
-    import_megatron()
-    init_model_parallel(Layout(1, 1, 1))
+    start_model_parallel(Layout(1, 1, 1))
 
 
 def _now() -> float:

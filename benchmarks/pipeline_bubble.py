@@ -70,15 +70,12 @@ def pretrain_config(stages: int, micro_batches: int) -> PretrainConfig:
 
 def time_this_stage(stages: int, micro_batches: int, folder: Path) -> None:
     """A rank's process: leaves in `folder` the instructions of the last step."""
-    from lavit_dist.parallel.distributed import barrier, init_distributed, rank
-    from lavit_dist.parallel.lean_imports import import_megatron
-    from lavit_dist.parallel.topology import init_model_parallel
+    from lavit_dist.parallel.distributed import barrier, rank
+    from lavit_dist.parallel.topology import start_model_parallel
 
     config = pretrain_config(stages, micro_batches)
     layout = Layout(1, stages, 1)
-    init_distributed(config.num_threads)
-    import_megatron()
-    init_model_parallel(layout)
+    start_model_parallel(layout, config.num_threads)
     from deepspeed.runtime.pipe.engine import PipelineEngine
 
     from lavit_dist.engine.pretraining import Pretraining

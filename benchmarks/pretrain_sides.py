@@ -15,9 +15,8 @@ from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.data.micro_batch import MicroBatch
 from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, NEW_EMBEDDING, NEW_HEAD, block_name, block_shapes, initial_weight
 from lavit_dist.models.vocabulary import Vocabulary
-from lavit_dist.parallel.distributed import device, init_distributed
-from lavit_dist.parallel.lean_imports import import_megatron
-from lavit_dist.parallel.topology import Layout, init_model_parallel
+from lavit_dist.parallel.distributed import device
+from lavit_dist.parallel.topology import Layout, start_model_parallel
 
 Step = Callable[[], float]
 """One optimizer step over the whole global batch; returns its loss."""
@@ -148,10 +147,8 @@ def _on_device(batch: MicroBatch) -> MicroBatch:
 
 
 def _one_process(config: PretrainConfig) -> Layout:
-    init_distributed(config.num_threads)
-    import_megatron()
     layout = Layout(1, 1, 1)
-    init_model_parallel(layout)
+    start_model_parallel(layout, config.num_threads)
     return layout
 
 

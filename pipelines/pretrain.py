@@ -33,10 +33,9 @@ from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.observe.logs import setup_logging
 from lavit_dist.observe.metrics import MetricsCallback
 from lavit_dist.parallel.apex import check_apex
-from lavit_dist.parallel.distributed import init_distributed, rank, world_size
-from lavit_dist.parallel.lean_imports import import_megatron
+from lavit_dist.parallel.distributed import rank, world_size
 from lavit_dist.parallel.outside_faults import outside_faults_told
-from lavit_dist.parallel.topology import Layout, init_model_parallel
+from lavit_dist.parallel.topology import Layout, start_model_parallel
 
 logger = logging.getLogger(__name__)
 LAYOUT_SETTINGS = ("parallel", "micro_batch_size", "activation_checkpointing", "attention", "compile")
@@ -49,7 +48,7 @@ def run(config: PretrainConfig) -> None:
     """Trains, or resumes, or says that the model is already there; RUN_DIR/model holds it."""
     setup_logging()
     check_apex()
-    adamw_implementation(config.optimizer, offloaded=config.parallel.offload_optimizer)
+    adamw_implementation(config.optimizer, zero_stage=config.parallel.zero_stage, offloaded=config.parallel.offload_optimizer)
     if config.attention == "transformer_engine":
         check_transformer_engine(config.precision)
     layout = Layout.of(config.parallel, world_size())
@@ -75,17 +74,16 @@ def run(config: PretrainConfig) -> None:
     frozen_names(config.model, config.parameters.freeze)
     layout.check_vocabulary(rows.vocabulary)
 
-    init_distributed(config.num_threads, config.faults.hang_seconds)
-    import_megatron()
-    init_model_parallel(layout)
+    start_model_parallel(layout, config.num_threads, config.faults.hang_seconds)
     from lavit_dist.engine.pretraining import Pretraining
+    from lavit_dist.parallel.megatron_llama import no_weights
 
     folder.open(config)
     if rank() == 0:
         for source_rows in rows.sources.values():
             keep_manifest(folder.data, source_rows.manifest, config.id_cache.storage_options)
     with outside_faults_told("while the model was built", advice=Pretraining.memory_advice, retry=newest is not None):
-        training = Pretraining(config, layout, batches, source)
+        training = Pretraining(config, layout, batches, source if newest is None else no_weights)
     done = run_training(
         training,
         run_dir=folder.root,

@@ -35,7 +35,7 @@ class ParallelConfig:
     """Consecutive groups of layers that run on different processes (DeepSpeed PipelineModule)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What data-parallel ranks share out: 1 optimizer state, 2 also gradients, 3 also weights (DeepSpeed ZeRO). At its start a process has
-    its tensor and pipeline share of the weights whole, under every stage."""
+    its tensor and pipeline share of the weights whole, except under 3."""
     sequence_parallel: bool = False
     """Share what lies between the matrices out to tensor-parallel processes along the sequence, which saves memory at the same
     traffic (Korthikanti et al. 2022)."""

@@ -22,36 +22,44 @@ APEX_KERNELS = "amp_C"
 """apex's extension with the kernel of its FusedAdam."""
 
 
-def adamw_implementation(optimizer: OptimizerConfig, *, offloaded: bool = False) -> str:
-    """`torch`, `apex` or `deepspeed`; raises `UserError` for apex's where it can't run. `offloaded`: ZeRO keeps the state on the CPU."""
-    usable = torch.cuda.is_available() and not offloaded and has_apex_kernels(APEX_KERNELS)
+def adamw_implementation(optimizer: OptimizerConfig, *, zero_stage: int = 0, offloaded: bool = False) -> str:
+    """`torch`, `apex` or `deepspeed`; raises `UserError` for apex's where it can't run. `offloaded`: ZeRO keeps the state on the CPU.
+
+    Under ZeRO-3 parts of a group are updated one after the other, each of which apex's would count as an update of the whole.
+    """
+    usable = torch.cuda.is_available() and not offloaded and zero_stage < 3 and has_apex_kernels(APEX_KERNELS)
     if optimizer.implementation == "auto":
         return "apex" if usable else "torch"
     check(
         optimizer.implementation != "apex" or usable,
-        "optimizer.implementation apex needs a GPU, optimizer state that isn't offloaded, and NVIDIA's apex built with its CUDA"
-        " extensions (https://github.com/NVIDIA/apex); choose torch, or auto.",
+        "optimizer.implementation apex needs a GPU, optimizer state that isn't offloaded, a parallel.zero_stage of at most 2, and NVIDIA's"
+        " apex built with its CUDA extensions (https://github.com/NVIDIA/apex); choose torch, or auto.",
     )
     return optimizer.implementation
 
 
-def deepspeed_optimizer(optimizer: OptimizerConfig, *, offloaded: bool = False) -> dict[str, Any]:
+def deepspeed_optimizer(optimizer: OptimizerConfig, *, zero_stage: int = 0, offloaded: bool = False) -> dict[str, Any]:
     """The `optimizer` section of a DeepSpeed configuration, of which `apex_adamw` takes the place where there is one."""
     settings = _settings(optimizer) | {"betas": list(optimizer.betas)}
-    if adamw_implementation(optimizer, offloaded=offloaded) != "deepspeed":
+    if adamw_implementation(optimizer, zero_stage=zero_stage, offloaded=offloaded) != "deepspeed":
         settings |= {"torch_adam": True, "fused": True}
     return {"type": "AdamW", "params": settings}
 
 
 def apex_adamw(
-    optimizer: OptimizerConfig, *, offloaded: bool = False
+    optimizer: OptimizerConfig, *, zero_stage: int = 0, offloaded: bool = False
 ) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None:
     """What makes apex's FusedAdam of parameter groups, for `deepspeed.initialize(optimizer=…)`; None where another one is to run."""
-    if adamw_implementation(optimizer, offloaded=offloaded) != "apex":
+    if adamw_implementation(optimizer, zero_stage=zero_stage, offloaded=offloaded) != "apex":
         return None
     from apex.optimizers import FusedAdam
 
     return lambda groups: FusedAdam(groups, adam_w_mode=True, **_settings(optimizer))
+
+
+def counts_per_group(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it updates a group's weights by one kernel, with one count of updates: apex's FusedAdam and DeepSpeed's do."""
+    return type(optimizer).__name__ == "FusedAdam"
 
 
 def begin_adam(state: dict[str, Any], parameter: torch.Tensor) -> None:

@@ -24,6 +24,8 @@ from lavit_dist.parallel.topology import Layout
 
 REMEDY = "go back to a checkpoint before it (remove the later ones), and if it comes again, test the machines of these ranks"
 LEARNING_RATES = "the learning rates"
+SKIPPED = -1.0
+"""In the place of the gradient norm, where the last step wasn't taken."""
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ROW = 1024
 """Words of 8 bytes that are summed at a time."""
@@ -69,6 +71,8 @@ class RankChecks:
         if len(steps) > 1:
             problems.append(f"the optimizer of {self._who(rank())} holds several step counts, {sorted(steps)}")
         norm = float(self.engine.get_global_grad_norm() or 0.0)  # None before the first step
+        if getattr(self.engine.optimizer, "overflow", False):
+            norm = SKIPPED  # seen by the engine, which took no step; nan on one rank wouldn't equal nan on another
         if not math.isfinite(norm):
             problems.append(f"the gradient norm is {norm} on {self._who(rank())}")
         equal = {
@@ -94,7 +98,7 @@ class RankChecks:
         peers = self.layout.peers(rank(), axis)
         if len(peers) == 1:
             return None
-        mine = torch.stack(list(digests.values()))
+        mine = torch.stack([digest.to(device()) for digest in digests.values()])  # offloaded weights are elsewhere
         every = mine.new_empty(len(peers) * len(mine))
         dist.all_gather_into_tensor(every, mine, group=self.groups[axis])
         differs = (every.view(len(peers), -1) != every[: len(mine)]).cpu()

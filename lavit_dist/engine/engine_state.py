@@ -17,6 +17,7 @@ from lavit_dist.checkpoint.llama_state import WEIGHTS_FOLDER
 from lavit_dist.checkpoint.snapshot import Snapshot
 from lavit_dist.checkpoint.weight_parts import INDEX, WEIGHT, Part, WeightParts, index_of
 from lavit_dist.config.model import LlamaConfig
+from lavit_dist.engine.adamw import counts_per_group
 from lavit_dist.engine.held_weights import HeldWeight, begin_state, held_weights, optimizer_states, optimizer_steps
 from lavit_dist.files import read_json
 from lavit_dist.parallel.distributed import gather_objects, rank
@@ -115,13 +116,16 @@ def _count(engine: Any, steps: int, updates: int) -> None:
         if "step" in state:
             state["step"] = torch.full_like(state["step"], updates) if isinstance(state["step"], Tensor) else updates
     for group in optimizer.param_groups:
-        if "step" in group or type(optimizer).__module__.startswith("apex"):  # apex counts per group
+        if "step" in group or counts_per_group(optimizer):
             group["step"] = updates
     scheduler.last_epoch, scheduler._step_count = steps, steps + 1
     rates = [base * factor(steps) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     scheduler._last_lr = rates
+    engine._global_grad_norm = None  # that of a step which isn't among these
+    if hasattr(engine.optimizer, "overflow"):
+        engine.optimizer.overflow = False
     engine.global_steps = steps
     engine.micro_steps = steps * engine.gradient_accumulation_steps()
     engine.global_samples = steps * engine.train_batch_size()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lavit_dist.engine.adamw import MOMENTS, begin_adam
+from lavit_dist.engine.adamw import MOMENTS, begin_adam, counts_per_group
 from lavit_dist.engine.muon import MOMENTUM_BUFFER, MuonWithAdamW
 
 KINDS = (*MOMENTS, MOMENTUM_BUFFER)
@@ -59,11 +59,14 @@ def begin_state(engine: Any) -> None:
 
 
 def optimizer_steps(engine: Any) -> set[int]:
-    """Every number of updates that the optimizer's state holds: one when all is well, none before the first."""
-    steps = {int(state["step"]) for state in optimizer_states(engine).values() if "step" in state}
-    return steps or {
-        int(group["step"]) for group in engine.basic_optimizer.param_groups if "step" in group
-    }  # apex counts per group
+    """Every number of updates that the optimizer counted: one when all is well, none before the first."""
+    states, groups = optimizer_states(engine), engine.basic_optimizer.param_groups
+    counted_together: list[list[Any]] = [[state] for state in states.values()]
+    if counts_per_group(engine.basic_optimizer) and any(group["params"] for group in groups):  # ZeRO-3 has them elsewhere
+        # The one count that moves is the group's (apex) or that of its last weight (DeepSpeed); the others stay as they were loaded.
+        counted_together = [[group, *(states.get(weight, {}) for weight in group["params"])] for group in groups]
+    counts = [[int(holder["step"]) for holder in together if "step" in holder] for together in counted_together]
+    return {max(steps) for steps in counts if steps}
 
 
 def _without_zero(optimizer: Any, states: Any, name: str, parameter: nn.Parameter) -> HeldWeight:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import deepspeed
@@ -63,6 +64,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
     """
     _check_compiler(config.compile)
     micro_batches = config.global_batch_size // (config.micro_batch_size * layout.data_size)
+    settings = _deepspeed_config(config, micro_batches)
     report = LossReport()
     module, _ = build_module(
         config.model,
@@ -71,6 +73,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
         weights,
         seq_len=config.seq_len,
         recompute=config.activation_checkpointing,
+        layer_built=share_out(config.precision, settings) if config.parallel.zero_stage == 3 else None,
         attention=config.attention,
         sequence_parallel=config.parallel.sequence_parallel,
         gather_twice=config.parallel.gather_twice,
@@ -84,10 +87,12 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
         engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=llama_groups(module, config.optimizer, config.parameters),
-            optimizer=apex_adamw(config.optimizer, offloaded=config.parallel.offload_optimizer),
+            optimizer=apex_adamw(
+                config.optimizer, zero_stage=config.parallel.zero_stage, offloaded=config.parallel.offload_optimizer
+            ),
             lr_scheduler=scheduler_factory(config.optimizer, config.total_steps),
             mpu=None if layout.pipe_size > 1 else ModelParallelUnit(),  # a PipelineModule brings its own
-            config=_deepspeed_config(config, micro_batches),
+            config=settings,
         )
     reduce_to_owners(engine)
     correct_gradient_norm(engine)
@@ -102,12 +107,17 @@ def build_module(
     *,
     seq_len: int,
     recompute: ActivationCheckpointingConfig = KEEP_ACTIVATIONS,
+    layer_built: Callable[[nn.Module], nn.Module] | None = None,
     **options: Any,
 ) -> tuple[nn.Module, Head | None]:
-    """This rank's layers, a stage of a pipeline or all of them, and the head if it is among them; `options` as in `llama_layers`."""
+    """This rank's layers, a stage of a pipeline or all of them, and the head if it is among them; `options` as in `llama_layers`.
+
+    Without pipeline stages `layer_built` has each layer before the next one is built.
+    """
     layers = llama_layers(model, vocabulary, weights, recompute=recompute, **options)
     if layout.pipe_size == 1:
-        plain = PlainLlama(*(layer.build() for layer in layers))
+        built = (layer.build() for layer in layers)
+        plain = PlainLlama(*(map(layer_built, built) if layer_built else built))
         return plain, cast("Head", plain[-1])
     costs = layer_costs(model, vocabulary.size, seq_len, recompute)
     bounds = partition(costs, layout.pipe_size)
@@ -117,6 +127,24 @@ def build_module(
         pipeline = LlamaPipeline(bounds, layers=layers, topology=deepspeed_topology(layout))
     last = pipeline.forward_funcs[-1]
     return pipeline, last if isinstance(last, Head) else None
+
+
+def share_out(precision: str, settings: Mapping[str, Any]) -> Callable[[nn.Module], nn.Module]:
+    """A function that leaves a rank its part of a layer under ZeRO-3, so that none ever holds more than one layer whole.
+
+    `settings` are DeepSpeed's. Collective over data-parallel ranks, whose first one's weights count.
+    """
+    unit = ModelParallelUnit()
+
+    def leave_a_part(layer: nn.Module) -> nn.Module:
+        if precision == "bf16":  # DeepSpeed takes weights that are cut for being in their precision
+            layer.bfloat16()
+        deepspeed.zero.Init(
+            module=layer, data_parallel_group=unit.get_data_parallel_group(), config_dict_or_path=dict(settings), mpu=unit
+        )
+        return layer
+
+    return leave_a_part
 
 
 def _check_compiler(compile_blocks: bool) -> None:
@@ -140,7 +168,9 @@ def _deepspeed_config(config: PretrainConfig, micro_batches: int) -> dict[str, A
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
-        "optimizer": deepspeed_optimizer(config.optimizer, offloaded=config.parallel.offload_optimizer),
+        "optimizer": deepspeed_optimizer(
+            config.optimizer, zero_stage=config.parallel.zero_stage, offloaded=config.parallel.offload_optimizer
+        ),
         # Without ZeRO the norm is measured where it is clipped by: always, so that one that isn't finite is seen.
         "gradient_clipping": config.optimizer.gradient_clipping or (0.0 if config.parallel.zero_stage else math.inf),
         "zero_optimization": _zero(config.parallel),

@@ -173,8 +173,7 @@ class Pretraining:
         return losses
 
     def _grad_norm(self) -> dict[str, float]:
-        norm = self.engine.get_global_grad_norm()  # None when nothing is clipped without ZeRO
-        return {} if norm is None else {"grad_norm": float(norm)}
+        return {"grad_norm": float(self.engine.get_global_grad_norm())}
 
 
 def _split(batch: MicroBatch) -> tuple[tuple[torch.Tensor, ...], Targets]:

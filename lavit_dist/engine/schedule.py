@@ -48,7 +48,8 @@ def parameter_groups(
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.requires_grad:
-            decays = parameter.squeeze().dim() > 1 and id(parameter) not in exempt
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # of a weight that ZeRO-3 has cut, too
+            decays = sum(size > 1 for size in shape) > 1 and id(parameter) not in exempt
             groups.setdefault((decays, (scales or {}).get(parameter, 1.0)), []).append(parameter)
     return [
         {"params": group, "weight_decay": optimizer.weight_decay if decays else 0.0, "lr": scale * optimizer.learning_rate}

@@ -19,9 +19,8 @@ from lavit_dist.checkpoint.llama_source import LlamaSource
 from lavit_dist.data.micro_batch import PADDING_DOCUMENT, MicroBatch, lay_out
 from lavit_dist.errors import UserError, check
 from lavit_dist.models.vocabulary import Vocabulary
-from lavit_dist.parallel.distributed import device, free_port, init_distributed
-from lavit_dist.parallel.lean_imports import import_megatron
-from lavit_dist.parallel.topology import Layout, init_model_parallel
+from lavit_dist.parallel.distributed import device, free_port
+from lavit_dist.parallel.topology import Layout, start_model_parallel
 
 LIMIT = 1e-4
 """Largest difference of a logit, fp32."""
@@ -119,9 +118,7 @@ def _run_rank(
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": layout.world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     try:
-        init_distributed(max(1, (os.cpu_count() or 1) // layout.world_size))
-        import_megatron()
-        init_model_parallel(layout)
+        start_model_parallel(layout, max(1, (os.cpu_count() or 1) // layout.world_size))
         logits = _forward(rank, layout, folder, vocabulary, inputs)
         if logits is not None and layout.coordinates(rank).tensor == 0:
             torch.save(logits.cpu(), scratch / "logits.pt")

@@ -6,7 +6,6 @@ methods as not to be compiled, by way of the compiler. Both load all of it, for 
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,10 +30,8 @@ def import_deepspeed() -> None:
 def import_megatron() -> None:
     """Imports what of megatron-core a transformer layer needs; every module that names megatron is imported after this.
 
-    It asks for `CUDA_DEVICE_MAX_CONNECTIONS=1`, so that communication starts before the computation that hides it. Without
-    CUDA, `torch.cuda.current_device()`, which it uses as a `device=` argument alone, names the CPU.
+    Without CUDA, `torch.cuda.current_device()`, which it uses as a `device=` argument alone, names the CPU.
     """
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
     with warnings.catch_warnings(), _uncompiled():

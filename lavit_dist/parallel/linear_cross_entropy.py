@@ -49,8 +49,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         rank's rows alone. Returns a scalar and fp32 [position], of which the second carries no gradient.
         """
         wants_gradient = any(ctx.needs_input_grad)
+        learns = ctx.needs_input_grad[-len(tables) :]  # a frozen table needs no gradient of its own
         real = [(table[: share.rows], share) for table, share in zip(tables, shares, strict=True)]
-        gradients = [torch.zeros_like(table, dtype=torch.float32) for table in tables] if wants_gradient else []
+        gradients = [
+            torch.zeros_like(table, dtype=torch.float32) if wanted else None for table, wanted in zip(tables, learns, strict=True)
+        ]
         hidden_gradient = torch.empty_like(hidden) if wants_gradient else None
         loss = hidden.new_zeros((), dtype=torch.float32)
         cross_entropy = hidden.new_empty(len(hidden), dtype=torch.float32)
@@ -69,8 +72,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                 for of, exact in zip(here, logits, strict=True):
                     of.copy_(exact.gradient(log_partition, of_probability, weight[part]))
                 hidden_gradient[part] = sum(of @ rows for of, (rows, _) in zip(here, real, strict=True))
-            if wants_gradient:
-                for gradient, of in zip(gradients, of_logits, strict=True):
+            for gradient, of in zip(gradients, of_logits, strict=True):
+                if gradient is not None:
                     gradient[: of.shape[-1]] += of.t() @ hidden[chunk]
         if hidden_gradient is not None:
             ctx.save_for_backward(hidden_gradient, *gradients)
@@ -81,7 +84,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, *gradients = ctx.saved_tensors
         scale = of_outputs[0]
-        of_tables = (gradient.mul_(scale).to(hidden_gradient.dtype) for gradient in gradients)
+        of_tables = (None if gradient is None else gradient.mul_(scale).to(hidden_gradient.dtype) for gradient in gradients)
         return hidden_gradient * scale.to(hidden_gradient.dtype), None, None, None, None, None, *of_tables
 
 

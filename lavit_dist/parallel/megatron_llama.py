@@ -190,6 +190,11 @@ def random_weights(model: LlamaConfig, seed: int) -> Weights:
     return lambda name, shape: initial_weight(model, name, shape, seed)
 
 
+def no_weights(name: str, shape: tuple[int, ...]) -> Tensor:
+    """`Weights` of a run whose checkpoint replaces them all: drawing them would be for nothing."""
+    return torch.zeros(shape)
+
+
 @torch.no_grad()
 def load_parameters(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copies `weights` to `module`'s parameters, which must bear these names; megatron-core and Transformer Engine have other state."""

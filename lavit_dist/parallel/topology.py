@@ -5,6 +5,7 @@ rank = (pipe_rank * data_size + data_rank) * tensor_size + tensor_rank
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from lavit_dist.config.pretrain import ParallelConfig
 from lavit_dist.errors import check
 from lavit_dist.models.vocabulary import Vocabulary
+from lavit_dist.parallel.distributed import init_distributed
+from lavit_dist.parallel.lean_imports import import_megatron
 
 
 class Coordinates(NamedTuple):
@@ -88,6 +91,18 @@ def deepspeed_topology(layout: Layout) -> Any:
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
     return PipeModelDataParallelTopology(num_pp=layout.pipe_size, num_mp=layout.tensor_size, num_dp=layout.data_size)
+
+
+def start_model_parallel(layout: Layout, num_threads: int | None = None, timeout_seconds: float = 1800.0) -> None:
+    """Joins the process group as `init_distributed` does, and makes megatron-core's groups; what names megatron is imported after this.
+
+    megatron-core asks for `CUDA_DEVICE_MAX_CONNECTIONS=1`, so that communication starts before the computation that hides it; a GPU reads it
+    when a process first uses it.
+    """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    init_distributed(num_threads, timeout_seconds)
+    import_megatron()
+    init_model_parallel(layout)
 
 
 def init_model_parallel(layout: Layout) -> None:

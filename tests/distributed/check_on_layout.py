@@ -7,9 +7,11 @@ OUT then holds said-RANK.json: per harm, what the checks said on that rank, and 
 
 import contextlib
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from saving import save
@@ -17,9 +19,8 @@ from saving import save
 from lavit_dist.config.base import load_config
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.errors import UserError
-from lavit_dist.parallel.distributed import barrier, init_distributed, rank, world_size
-from lavit_dist.parallel.lean_imports import import_megatron
-from lavit_dist.parallel.topology import Layout, init_model_parallel
+from lavit_dist.parallel.distributed import barrier, rank, world_size
+from lavit_dist.parallel.topology import Layout, start_model_parallel
 from pipelines.pretrain import open_batches
 
 STEPS = 3
@@ -52,9 +53,7 @@ def main(config_path: str, out: Path) -> None:
     config = load_config(PretrainConfig, config_path)
     layout = Layout.of(config.parallel, world_size())
     batches = open_batches(config)
-    init_distributed(config.num_threads)
-    import_megatron()
-    init_model_parallel(layout)
+    start_model_parallel(layout, config.num_threads)
     from lavit_dist.engine.held_weights import HeldWeight, held_weights
     from lavit_dist.engine.pretraining import Pretraining
 
@@ -66,7 +65,7 @@ def main(config_path: str, out: Path) -> None:
     training.load(saved)
     training.train_step(STEPS)
 
-    said: dict[str, str] = {}
+    said: dict[str, Any] = {}
 
     def try_harm(kind: str, harmed: int, harm: contextlib.AbstractContextManager[None]) -> None:
         with harm if rank() == harmed else contextlib.nullcontext():
@@ -126,8 +125,25 @@ def main(config_path: str, out: Path) -> None:
 
     try_harm("gradient norm", last, steeper())
     try_harm("nothing", last, contextlib.nullcontext())
+
+    # A gradient that isn't finite is no harm, since the step isn't taken: the run goes on, or back.
+    poisoned = next(weight for weight in training.engine.module.parameters() if weight.requires_grad)
+    hook = poisoned.register_hook(lambda gradient: gradient * torch.nan if rank() == last else gradient)
+    before = [part.clone() for part in _masters(held_weights(training.engine))]
+    norm_of_step = training.train_step(STEPS + 1)["grad_norm"]
+    hook.remove()
+    after = _masters(held_weights(training.engine))
+    said["skipped"] = {"not finite": not math.isfinite(norm_of_step), "weights as before": all(map(torch.equal, before, after))}
+    training.load(saved)
+    training.train_step(STEPS)
     (out / f"said-{rank()}.json").write_text(json.dumps(said))
     barrier()
+
+
+def _masters(held: Iterable[Any]) -> list[torch.Tensor]:
+    """What each weight on this rank is in full precision."""
+    of_weights = (weight.whole if weight.master is None else weight.master for weight in held)
+    return [tensor.detach() for tensor in of_weights if tensor is not None]
 
 
 if __name__ == "__main__":

@@ -16,18 +16,15 @@ from torch import Tensor
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ActivationCheckpointingConfig
 from lavit_dist.models.vocabulary import Vocabulary
-from lavit_dist.parallel.distributed import init_distributed, rank, world_size
-from lavit_dist.parallel.lean_imports import import_megatron
-from lavit_dist.parallel.topology import Layout, init_model_parallel
+from lavit_dist.parallel.distributed import rank, world_size
+from lavit_dist.parallel.topology import Layout, start_model_parallel
 
 MODEL = LlamaConfig(hidden_size=64, num_layers=4, num_attention_heads=4, num_key_value_heads=2, ffn_hidden_size=128)
 SEQ_LEN = 128
 
 
 def main(out: Path) -> None:
-    init_distributed(1)
-    import_megatron()
-    init_model_parallel(Layout(tensor_size=world_size(), pipe_size=1, data_size=1))
+    start_model_parallel(Layout(tensor_size=world_size(), pipe_size=1, data_size=1), 1)
     found: dict[str, int] = {}
     for sequence_parallel in (False, True):
         for mode, every in (("none", 1), ("selective", 1), ("full", 2), ("full", 1)):

@@ -66,3 +66,4 @@ def test_harm_on_one_rank_is_named_on_all(
     assert first["step"].startswith(f"Here, the optimizer's step is 3 on {last_place}, but 4 on rank 0 (pipe 0, data 0, tensor 0)")
     assert f"the learning rates on {last_place} differs" in first["learning rate"]
     assert "the gradient norm is " in first["gradient norm"] and last_place in first["gradient norm"]
+    assert all(rank["skipped"] == {"not finite": True, "weights as before": True} for rank in said)

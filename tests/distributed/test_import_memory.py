@@ -25,11 +25,11 @@ def llama(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 2), (2, 1)])
-def test_peak_memory_is_at_most_a_file_and_the_own_part(run_ranks, llama, tmp_path, monkeypatch, tensor, pipeline):
+@pytest.mark.parametrize(("tensor", "pipeline", "data"), [(1, 2, 1), (2, 1, 1), (1, 1, 2)])
+def test_peak_memory_is_at_most_a_file_and_the_own_part(run_ranks, llama, tmp_path, monkeypatch, tensor, pipeline, data):
     # The C library keeps freed blocks of up to 32 MB for later. A real model's matrices are larger; this one's stand for them.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
-    run_ranks(PROGRAM, 2, str(llama), str(tensor), str(pipeline), str(tmp_path), timeout=200)
+    run_ranks(PROGRAM, 2, str(llama), str(tensor), str(pipeline), str(data), str(tmp_path), timeout=200)
     sizes = [path.stat().st_size for path in llama.glob("*.safetensors")]
     assert len(sizes) > 3
     for rank in range(2):

@@ -18,9 +18,8 @@ from lavit_dist.checkpoint.store import CheckpointStore
 from lavit_dist.config.base import load_config
 from lavit_dist.config.pretrain import PretrainConfig
 from lavit_dist.errors import UserError
-from lavit_dist.parallel.distributed import barrier, init_distributed, rank, world_size
-from lavit_dist.parallel.lean_imports import import_megatron
-from lavit_dist.parallel.topology import Layout, init_model_parallel
+from lavit_dist.parallel.distributed import barrier, rank, world_size
+from lavit_dist.parallel.topology import Layout, start_model_parallel
 from pipelines.pretrain import open_batches
 
 
@@ -29,9 +28,7 @@ def main(config_path: str, out: Path) -> None:
     layout = Layout.of(config.parallel, world_size())
     batches = open_batches(config)
     source = llama_source(config, batches.rows.vocabulary, batches.rows.encoding.visual_tokenizer)
-    init_distributed(config.num_threads)
-    import_megatron()
-    init_model_parallel(layout)
+    start_model_parallel(layout, config.num_threads)
     from lavit_dist.engine.pretraining import Pretraining
 
     try:

@@ -3,13 +3,15 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lavit_dist.config.base import build
 from lavit_dist.config.training import OptimizerConfig
-from lavit_dist.engine.adamw import adamw_implementation, apex_adamw, deepspeed_optimizer
+from lavit_dist.engine.adamw import adamw_implementation, apex_adamw, begin_adam, deepspeed_optimizer
+from lavit_dist.engine.held_weights import optimizer_steps
 from lavit_dist.errors import UserError
 
 STAND_IN = """
@@ -50,6 +52,8 @@ def test_apexs_runs_on_gpus_unless_state_is_offloaded(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert adamw_implementation(OptimizerConfig()) == "apex"
     assert adamw_implementation(OptimizerConfig(), offloaded=True) == "torch"
+    assert adamw_implementation(OptimizerConfig(), zero_stage=2) == "apex"
+    assert adamw_implementation(OptimizerConfig(), zero_stage=3) == "torch"
     assert adamw_implementation(OptimizerConfig(implementation="torch")) == "torch"
     make = apex_adamw(OptimizerConfig(betas=(0.8, 0.9), learning_rate=0.5))
     assert make is not None
@@ -60,6 +64,39 @@ def test_apexs_runs_on_gpus_unless_state_is_offloaded(monkeypatch: pytest.Monkey
         0.5,
         0.0,
     )
+
+
+class OfGroups(torch.optim.Optimizer):
+    """Counts as apex's FusedAdam does, in the group, or as DeepSpeed's, in the state of a group's last weight."""
+
+    def __init__(self, in_group: bool) -> None:
+        super().__init__([torch.nn.Parameter(torch.zeros(size)) for size in (2, 3)], {"lr": 0.1})
+        self.in_group = in_group
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override] # no closures here
+        for group in self.param_groups:
+            for weight in group["params"]:
+                begin_adam(self.state[weight], weight)
+            counts = group if self.in_group else self.state[group["params"][-1]]
+            counts["step"] = counts.get("step", 0) + 1
+
+
+OfGroups.__name__ = "FusedAdam"
+
+
+@pytest.mark.parametrize("in_group", [True, False])
+def test_a_count_of_updates_that_a_group_shares_survives_several_resumes(in_group: bool) -> None:
+    optimizer = OfGroups(in_group)
+    engine = SimpleNamespace(basic_optimizer=optimizer)
+    for updates in (3, 5, 9):
+        while max(optimizer_steps(engine), default=0) < updates:
+            optimizer.step()
+        assert optimizer_steps(engine) == {updates}
+        for state in optimizer.state.values():  # as a resume sets it
+            state["step"].fill_(updates)
+        for group in optimizer.param_groups:
+            group["step"] = updates
+        assert optimizer_steps(engine) == {updates}
 
 
 def test_deepspeeds_own_is_an_explicit_choice() -> None:

@@ -43,6 +43,25 @@ def test_loss_and_gradients_are_those_of_the_plain_one(positions, text, visual, 
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("frozen", [(True, False), (False, True), (True, True)])
+def test_frozen_tables_get_no_gradient_and_change_none(frozen):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, WIDTH, generator=generator, requires_grad=True)
+    tables = [torch.randn(count, WIDTH, generator=generator, requires_grad=True) for count in (7, 4)]
+    labels, weight = torch.arange(9), torch.ones(9)
+    shares = [TableShare(0, 7), TableShare(7, 4)]
+
+    def gradients(tables):
+        loss, _ = LinearCrossEntropy.apply(hidden, labels, weight, shares, 0.0, None, *tables)
+        return torch.autograd.grad(loss, [tensor for tensor in (hidden, *tables) if tensor.requires_grad])
+
+    of_hidden, *of_tables = gradients(tables)
+    found = gradients([table.detach() if still else table for table, still in zip(tables, frozen, strict=True)])
+    learning = [of for of, still in zip(of_tables, frozen, strict=True) if not still]
+    assert len(found) == 1 + len(learning)
+    assert all(map(torch.equal, found, [of_hidden, *learning]))
+
+
 def test_no_logits_of_all_positions_are_ever_made(monkeypatch):
     monkeypatch.setattr(linear_cross_entropy, "CHUNK_POSITIONS", 16)
     monkeypatch.setattr(linear_cross_entropy, "CPU_POSITIONS", 8)
