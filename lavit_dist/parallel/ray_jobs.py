@@ -26,6 +26,8 @@ SECONDS_BETWEEN_LOOKS = 10.0
 """How often it is looked whether the cluster has grown."""
 SECONDS_BETWEEN_REPORTS = 2.0
 SECONDS_TO_STOP = 5.0
+SECONDS_TO_PLACE = 0.5
+"""How long Ray may take to give an actor the room that another has left."""
 MAX_FAILING = 2
 """After errors in so many different jobs on end an actor is replaced: more likely than they it is out of order."""
 LONGEST_PAUSE = 6
@@ -232,7 +234,11 @@ class _ActorPool:
         stopping = [actor.handle.stop.remote() for actor in self.actors if actor.up and not actor.jobs]
         if stopping:
             ray.wait(stopping, num_returns=len(stopping), timeout=SECONDS_TO_STOP)
-        for actor in self.actors:
+        # Ray loses the room of a group that is removed while it is being given it: what is under way is waited for, and those that
+        # get none go before others leave theirs.
+        if any(map(_awaits_room, self.actors)):
+            time.sleep(SECONDS_TO_PLACE)
+        for actor in sorted(self.actors, key=_awaits_room, reverse=True):
             self._end(actor)
 
     def _add_actor(self) -> None:
@@ -279,6 +285,12 @@ class _ActorPool:
             self._end(actor)
         pause = SECONDS_BETWEEN_LOOKS * 2 ** min(self.failed_starts - 1, LONGEST_PAUSE)
         self.next_look = time.monotonic() + (pause if any(other.up for other in self.actors) else 0)
+
+
+def _awaits_room(actor: _Actor) -> bool:
+    from ray.util.placement_group import placement_group_table
+
+    return bool(placement_group_table(actor.group)["state"] != "CREATED")
 
 
 def _check_disk(name: str | None, error: Any) -> None:
