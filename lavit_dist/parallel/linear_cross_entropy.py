@@ -1,13 +1,14 @@
 """Cross-entropy of a linear layer whose rows, one per id, are shared out over tensor-parallel ranks; logits are never kept.
 
-A few hundred positions at a time are projected, compared with their labels and turned into gradients at once, in the forward pass, so
-that the fp32 logits of no whole row of tokens ever exist, and the backward pass has nothing left to multiply but a scalar. (Cut
-Cross-Entropy, arXiv 2411.09009, and Liger's kernels do the same on one GPU; here ranks exchange two numbers per position.)
+A thousand positions at a time are projected, compared with their labels and turned into gradients at once, in the forward pass, so that
+the logits of no whole row of tokens ever exist, and the backward pass has nothing left to multiply but a scalar. (Cut Cross-Entropy,
+arXiv 2411.09009, and Liger's kernels do the same on one GPU; here ranks exchange two numbers per position.) Logits become fp32 for as
+long as they are looked at, and their gradients take their place: buffers are made once per call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 CHUNK_POSITIONS = 1024
-"""Positions whose part in the gradient of the rows is added at once: enough to keep a GPU busy."""
-CPU_POSITIONS = 256
-"""Positions whose logits are fp32 at once on a CPU, where more of them leave its caches. On GPUs they are those of a whole chunk: 200 MB
-for LaVIT's 48,386 ids."""
+"""Positions whose logits exist at once, in the precision of the weights: enough to keep a GPU busy; 100 MB in bf16 for LaVIT's 48,386 ids."""
+CPU_POSITIONS = 64
+"""Positions whose logits are fp32 at once on a CPU, where they stay in its caches. On GPUs they are those of a whole chunk."""
 
 
 class TableShare(NamedTuple):
@@ -57,22 +57,25 @@ class LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden) if wants_gradient else None
         loss = hidden.new_zeros((), dtype=torch.float32)
         cross_entropy = hidden.new_empty(len(hidden), dtype=torch.float32)
-        for chunk in _slices(0, len(hidden), CHUNK_POSITIONS):
-            count = chunk.stop - chunk.start
-            of_logits = [hidden.new_empty(count if wants_gradient else 0, len(rows)) for rows, _ in real]
-            for part in _slices(chunk.start, chunk.stop, CPU_POSITIONS if hidden.device.type == "cpu" else CHUNK_POSITIONS):
-                logits = [_Logits.of(hidden[part], rows, labels[part], share) for rows, share in real]
-                log_partition, target = _over_ranks(logits, group)
-                cross_entropy[part] = log_partition - target
-                loss += (weight[part] * (cross_entropy[part] + z_loss * log_partition.square())).sum()
-                if hidden_gradient is None:
-                    continue
-                of_probability = weight[part] * (1 + 2 * z_loss * log_partition)
-                here = [of[part.start - chunk.start : part.stop - chunk.start] for of in of_logits]
-                for of, exact in zip(here, logits, strict=True):
-                    of.copy_(exact.gradient(log_partition, of_probability, weight[part]))
-                hidden_gradient[part] = sum(of @ rows for of, (rows, _) in zip(here, real, strict=True))
-            for gradient, of in zip(gradients, of_logits, strict=True):
+        chunk_size = min(CHUNK_POSITIONS, len(hidden))
+        exact = _Exact(min(chunk_size, CPU_POSITIONS) if hidden.device.type == "cpu" else chunk_size, real)
+        projected = [hidden.new_empty(chunk_size, len(rows)) for rows, _ in real]
+        for chunk in _slices(len(hidden), CHUNK_POSITIONS):
+            here = [of[: chunk.stop - chunk.start] for of in projected]
+            for logits, (rows, _) in zip(here, real, strict=True):
+                torch.mm(hidden[chunk], rows.t(), out=logits)
+            targets = [_Targets.of(labels[chunk], share) for _, share in real]
+            of_labels = [target.logit(logits) for target, logits in zip(targets, here, strict=True)]
+            log_partition, of_label = _over_ranks([exact.log_partition(logits) for logits in here], of_labels, group)
+            cross_entropy[chunk] = log_partition - of_label
+            loss += (weight[chunk] * (cross_entropy[chunk] + z_loss * log_partition.square())).sum()
+            if hidden_gradient is None:
+                continue
+            of_probability = weight[chunk] * (1 + 2 * z_loss * log_partition)
+            for logits, target in zip(here, targets, strict=True):
+                exact.to_gradient(logits, log_partition, of_probability, weight[chunk], target)
+            hidden_gradient[chunk] = sum(of @ rows for of, (rows, _) in zip(here, real, strict=True))
+            for gradient, of in zip(gradients, here, strict=True):
                 if gradient is not None:
                     gradient[: of.shape[-1]] += of.t() @ hidden[chunk]
         if hidden_gradient is not None:
@@ -88,53 +91,69 @@ class LinearCrossEntropy(torch.autograd.Function):
         return hidden_gradient * scale.to(hidden_gradient.dtype), None, None, None, None, None, *of_tables
 
 
-def _slices(start: int, stop: int, step: int) -> list[slice]:
-    return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
+def _slices(stop: int, step: int) -> list[slice]:
+    return [slice(first, min(first + step, stop)) for first in range(0, stop, step)]
 
 
-class _Logits(NamedTuple):
-    """The logits of some positions with a rank's rows of one table, as their exponentials."""
+class _Targets(NamedTuple):
+    """The labels of some positions, as rows of a rank's share of a table."""
 
-    exponentials: Tensor
-    """fp32 [position, row]: exp(logit - largest)."""
-    largest: Tensor
-    log_partition: Tensor
-    target: Tensor
-    """The label's logit; 0 where the label is elsewhere."""
     row: Tensor
-    """The label's row, clamped into the share."""
+    """[position, 1], clamped into the share."""
     mine: Tensor
-    """Whether the label is among these rows."""
+    """[position, 1]: whether the label is among these rows."""
 
     @classmethod
-    def of(cls, hidden: Tensor, rows: Tensor, labels: Tensor, share: TableShare) -> _Logits:
-        logits = (hidden @ rows.t()).float()
+    def of(cls, labels: Tensor, share: TableShare) -> _Targets:
         row = (labels - share.first_id)[:, None]
-        mine = (row >= 0) & (row < share.rows)
-        if not share.rows:  # this rank's part of the table is padding alone
-            nothing = torch.full_like(labels, -torch.inf, dtype=torch.float32)
-            return cls(logits, nothing, nothing, torch.zeros_like(nothing), row, mine)
-        row = row.clamp(0, share.rows - 1)
-        target = logits.gather(-1, row).masked_fill(~mine, 0.0).squeeze(-1)
-        largest = logits.amax(-1)
-        exponentials = logits.sub_(largest[:, None]).exp_()
-        return cls(exponentials, largest, largest + exponentials.sum(-1).log(), target, row, mine)
+        return cls(row.clamp(0, max(share.rows - 1, 0)), (row >= 0) & (row < share.rows))
 
-    def gradient(self, log_partition: Tensor, of_probability: Tensor, weight: Tensor) -> Tensor:
-        """The gradient of the logits, in their place: `of_probability` x softmax - `weight` x one-hot of the label."""
-        if not self.exponentials.shape[-1]:
-            return self.exponentials
-        of_logits = self.exponentials.mul_((of_probability * (self.largest - log_partition).exp())[:, None])
-        return of_logits.scatter_add_(-1, self.row, (-weight[:, None]).masked_fill(~self.mine, 0.0))
+    def logit(self, logits: Tensor) -> Tensor:
+        """fp32 [position]; 0 where the label is elsewhere."""
+        if not logits.shape[-1]:  # this rank's part of the table is padding alone
+            return logits.new_zeros(len(logits), dtype=torch.float32)
+        return logits.gather(-1, self.row).float().masked_fill(~self.mine, 0.0).squeeze(-1)
 
 
-def _over_ranks(logits: list[_Logits], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+class _Exact:
+    """A buffer in which the logits of a few positions are looked at in fp32, one table after the other."""
+
+    def __init__(self, positions: int, tables: Sequence[tuple[Tensor, TableShare]]) -> None:
+        first = tables[0][0]
+        self.positions = positions
+        self.buffer = first.new_empty(positions * max(len(rows) for rows, _ in tables), dtype=torch.float32)
+
+    def log_partition(self, logits: Tensor) -> Tensor:
+        """fp32 [position]: the logarithm of the sum of exponentials of `logits` [position, row]."""
+        if not logits.shape[-1]:
+            return logits.new_full((len(logits),), -torch.inf, dtype=torch.float32)
+        found = []
+        for _, exact in self._parts(logits):
+            largest = exact.amax(-1)
+            found.append(largest + exact.sub_(largest[:, None]).exp_().sum(-1).log())
+        return torch.cat(found)
+
+    def to_gradient(self, logits: Tensor, log_partition: Tensor, of_probability: Tensor, weight: Tensor, targets: _Targets) -> None:
+        """Puts their gradient in the place of `logits`: `of_probability` x softmax - `weight` x one-hot of the label."""
+        if not logits.shape[-1]:
+            return
+        of_target = (-weight[:, None]).masked_fill(~targets.mine, 0.0)
+        for part, exact in self._parts(logits):
+            of_logits = exact.sub_(log_partition[part, None]).exp_().mul_(of_probability[part, None])
+            logits[part] = of_logits.scatter_add_(-1, targets.row[part], of_target[part])
+
+    def _parts(self, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        for part in _slices(len(logits), self.positions):
+            few = logits[part]
+            yield part, self.buffer[: few.numel()].view_as(few).copy_(few)
+
+
+def _over_ranks(log_partitions: list[Tensor], of_labels: list[Tensor], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """The logarithm of the sum of exponentials of all logits, and the label's logit, each fp32 [position]."""
-    log_partition = torch.stack([of.log_partition for of in logits]).logsumexp(0)
-    target = torch.stack([of.target for of in logits]).sum(0)
+    log_partition, of_label = torch.stack(log_partitions).logsumexp(0), torch.stack(of_labels).sum(0)
     if group is None or dist.get_world_size(group) == 1:
-        return log_partition, target
-    here = torch.stack([log_partition, target])
-    everywhere = here.new_empty(dist.get_world_size(group) * 2, len(target))
+        return log_partition, of_label
+    here = torch.stack([log_partition, of_label])
+    everywhere = here.new_empty(dist.get_world_size(group) * 2, len(of_label))
     dist.all_gather_into_tensor(everywhere, here, group=group)
     return everywhere[0::2].logsumexp(0), everywhere[1::2].sum(0)
