@@ -22,7 +22,8 @@ from tests.distributed.layout_report import Difference, render
 from tests.distributed.row_variants import OneSidedSupervision
 from tests.distributed.settings import ONE_PROCESS, ONE_SIDED, ONE_SIDED_PROCESS, PACKED, Setting, settings_of
 
-STEPS = 20
+ALL_STEPS, SELECTION_STEPS = 20, 10
+"""Steps of a run with and without --all-layouts."""
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 MODEL = {
     "hidden_size": 64,
@@ -53,8 +54,9 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def config(pretrain_settings: dict[str, Any], layouts_folder: Path) -> PretrainConfig:
-    changes = {"run_dir": str(layouts_folder), "total_steps": STEPS, "model": MODEL, "optimizer": OPTIMIZER}
+def config(pretrain_settings: dict[str, Any], layouts_folder: Path, all_layouts: bool) -> PretrainConfig:
+    steps = ALL_STEPS if all_layouts else SELECTION_STEPS
+    changes = {"run_dir": str(layouts_folder), "total_steps": steps, "model": MODEL, "optimizer": OPTIMIZER}
     config = build(PretrainConfig, pretrain_settings | changes)
     saved = layouts_folder / "config.yaml"
     if saved.exists():
@@ -113,11 +115,11 @@ def differences(repo_root: Path) -> Iterator[dict[Setting, Difference]]:
 
 
 def test_losses_and_gradient_norms_are_those_of_one_process(
-    trained: list[Trained], one_process: dict[str, Steps], differences: dict[Setting, Difference]
+    trained: list[Trained], one_process: dict[str, Steps], differences: dict[Setting, Difference], config: PretrainConfig
 ) -> None:
     for run in trained:
         expected = one_process[ONE_SIDED if run.setting.rows == ONE_SIDED else PACKED]
-        assert len(run.straight) == len(expected) == STEPS
+        assert len(run.straight) == len(expected) == config.total_steps
         losses, norms = (
             [_relative(there[name], here[name]) for there, here in zip(run.straight, expected, strict=True)]
             for name in ("loss", "grad_norm")
@@ -148,7 +150,7 @@ def test_the_comparison_can_fail(one_process: dict[str, Steps]) -> None:
 
 def test_half_of_the_data_ranks_get_a_tenth_of_the_labels(config: PretrainConfig) -> None:
     batches = OneSidedSupervision(open_batches(config))
-    for step in range(STEPS):
+    for step in range(config.total_steps):
         many, few = (
             sum((batch.loss_weight > 0).sum().item() for batch in batches.micro_batches(step, rank, 2, config.micro_batch_size))
             for rank in range(2)
@@ -175,7 +177,7 @@ def test_the_exported_model_has_the_logits_of_the_parallel_one(trained: list[Tra
         if not run.setting.resumes or run.setting.rows != PACKED:
             continue
         parallel = torch.load(run.folder / "logits.pt").transpose(0, 1)
-        batch = batches.micro_batches(STEPS, 0, run.setting.data, config.micro_batch_size)[0]
+        batch = batches.micro_batches(config.total_steps, 0, run.setting.data, config.micro_batch_size)[0]
         model = LlamaForCausalLM.from_pretrained(run.folder / "model")
         tolerance = 1e-5 if run.setting.precision == "fp32" else 1e-1
         compared = 0

@@ -28,7 +28,6 @@ from lavit_dist.parallel.lean_imports import import_megatron
 from lavit_dist.parallel.topology import Layout, init_model_parallel
 from pipelines.pretrain import open_batches
 
-SAVED_STEP = 12
 COMPARED = ("loss", "text_loss", "image_loss", "grad_norm", "learning_rate", "tokens")
 ROW_OF_ONE_DOCUMENT = 64
 """Tokens: more than any document has."""
@@ -90,18 +89,19 @@ def run(setting: Setting, config: PretrainConfig, layout: Layout, batches: Globa
         return steps
 
     training = Pretraining(config, layout, batches)
-    straight = train(training, 0, SAVED_STEP)
+    saved_step = config.total_steps * 3 // 5
+    straight = train(training, 0, saved_step)
     checkpoints = folder / "checkpoints"
     if setting.resumes:
-        save(checkpoints, SAVED_STEP, training)
-    straight += train(training, SAVED_STEP, config.total_steps)
+        save(checkpoints, saved_step, training)
+    straight += train(training, saved_step, config.total_steps)
     resumed = []
     if setting.resumes:
         last = save(checkpoints, config.total_steps, training)
         save_logits(training, config.total_steps, folder)
         again = Pretraining(config, layout, batches)
-        again.load(CheckpointStore(checkpoints).step_folder(SAVED_STEP))
-        resumed = train(again, SAVED_STEP, config.total_steps)
+        again.load(CheckpointStore(checkpoints).step_folder(saved_step))
+        resumed = train(again, saved_step, config.total_steps)
     if rank() == 0:
         if setting.resumes:
             export_hf(last, folder / "model", config.text_tokenizer)

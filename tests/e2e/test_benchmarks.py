@@ -49,9 +49,9 @@ def test_pretraining_sides_begin_with_the_same_loss(repo_root, tmp_path):
 
 
 def test_no_rank_sends_more_than_its_layout_asks_for(repo_root, tmp_path):
-    table = _run(repo_root, tmp_path, "communication.py", "--layouts", "t2z1", "d2z1", "d2z2", "p2z1")
+    table = _run(repo_root, tmp_path, "communication.py", "--layouts", "t2z1", "d2z1", "p2z1")
     ratios = [float(line.split("|")[-3]) for line in table.splitlines() if line.startswith("| 2 ")]
-    assert len(ratios) == 4
+    assert len(ratios) == 3
     assert all(ratio <= 1.05 for ratio in ratios), table
 
 
@@ -94,15 +94,15 @@ def test_a_checkpoint_in_the_background_is_read_back_bit_for_bit(repo_root, tmp_
 
 @pytest.mark.timeout(500)
 def test_faults_at_random_moments_leave_no_trace_in_what_is_trained(repo_root, tmp_path):
-    """The drill, in short: two trainings, four faults each and NaNs. Hangs, which take long to be seen, are left to the whole one."""
+    """The drill, in short: two trainings, three faults each and NaNs. Hangs, which take long to be seen, are left to the whole one."""
     kinds = ["rank", "save", "launcher", "term", "cut", "flip", *(["disk"] if os.geteuid() == 0 else [])]
     sizes = [
         "--faults",
-        "9",
+        "7",
         "--per-run",
-        "4",
+        "3",
         "--steps",
-        "160",
+        "120",
         "--save-every",
         "5",
         "--seed",
