@@ -3,7 +3,7 @@
     python benchmarks/pretrain.py [--layers N --width W ...] [--precision fp32 bf16] [--output benchmarks/pretrain.md]
 
 Each side trains in a process of its own, so that its peak memory is its own; the sides take turns, a step each, and one works at a
-time. A step is forward, backward, clipping and torch's fused AdamW over the same documents from the same weights; a first step,
+time; ours and transformers' are there as they come and compiled by torch. A step is forward, backward, clipping and torch's fused AdamW over the same documents from the same weights; a first step,
 which isn't counted, warms up and shows that all have the same loss. With one thread processor time is counted, which other work on
 the machine doesn't stretch.
 """
@@ -120,20 +120,23 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
         for side in sides.values():
             side.close()
         yield f"## {precision}\n"
-        yield "| side | useful tokens/s | best step | ours / this | peak memory, GiB | loss of the first step |"
-        yield "| --- | --- | --- | --- | --- | --- |"
+        yield "| side | useful tokens/s | best step | ours / this | ours, compiled / this | peak memory, GiB | loss of the first step |"
+        yield "| --- | --- | --- | --- | --- | --- | --- |"
         for name, side in sides.items():
-            yield row(name, side, sides["ours"], batches.tokens)
+            yield row(name, side, [sides["ours"], sides["ours, compiled"]], batches.tokens)
         yield ""
 
 
-def row(name: str, side: Side, reference: Side, tokens: int) -> str:
-    ratio = statistics.median(theirs / ours for theirs, ours in zip(side.seconds, reference.seconds, strict=True))
+def row(name: str, side: Side, references: list[Side], tokens: int) -> str:
+    ratios = [
+        statistics.median(theirs / ours for theirs, ours in zip(side.seconds, reference.seconds, strict=True))
+        for reference in references
+    ]
     cells: list[Any] = [
         name,
         f"{tokens / statistics.median(side.seconds):.0f}",
         f"{tokens / min(side.seconds):.0f}",
-        f"{ratio:.2f}",
+        *(f"{ratio:.2f}" for ratio in ratios),
     ]
     return "| " + " | ".join([*cells, f"{side.steps[-1]['memory_gib']:.2f}", f"{side.steps[0]['loss']:.5f}"]) + " |"
 

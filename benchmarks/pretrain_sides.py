@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +35,14 @@ def ours(config: PretrainConfig, batches: LavitBatches) -> Step:
     return lambda: training.train_step(0)["loss"]
 
 
-def hf_padded(config: PretrainConfig, batches: LavitBatches) -> Step:
+def ours_compiled(config: PretrainConfig, batches: LavitBatches) -> Step:
+    """The same with `compile: true`."""
+    return ours(dataclasses.replace(config, compile=True), batches)
+
+
+def hf_padded(config: PretrainConfig, batches: LavitBatches, *, compiled: bool = False) -> Step:
     """transformers' LLaMA on documents padded to the longest of their forward pass, which takes the documents that one of ours takes."""
-    model, optimizer = _hf_model(config, batches.rows.vocabulary)
+    model, optimizer = _hf_model(config, batches.rows.vocabulary, compiled)
     inputs = []
     for start in range(0, config.global_batch_size, config.micro_batch_size):
         rows = batches.row_documents[start : start + config.micro_batch_size]
@@ -46,12 +53,12 @@ def hf_padded(config: PretrainConfig, batches: LavitBatches) -> Step:
     return lambda: _hf_step(model, optimizer, inputs, batches.supervised)
 
 
-def hf_packed(config: PretrainConfig, batches: LavitBatches) -> Step:
+def hf_packed(config: PretrainConfig, batches: LavitBatches, *, compiled: bool = False) -> Step:
     """transformers' LLaMA on packed rows: from position ids that begin anew it makes the mask of documents, for torch's SDPA.
 
     Its path without any mask needs FlashAttention, and so a GPU.
     """
-    model, optimizer = _hf_model(config, batches.rows.vocabulary)
+    model, optimizer = _hf_model(config, batches.rows.vocabulary, compiled)
     inputs = []
     for batch in batches.micro_batches(0, 0, 1, 1):  # it finds documents in rows of one each
         labels = batch.tokens.masked_fill((batch.position_ids == 0) | (batch.document_ids < 0), IGNORED)
@@ -136,8 +143,11 @@ class Optimizer:
 
 SIDES: dict[str, Callable[[PretrainConfig, LavitBatches], Step]] = {
     "ours": ours,
+    "ours, compiled": ours_compiled,
     "HF, padded batches": hf_padded,
+    "HF, padded batches, compiled": functools.partial(hf_padded, compiled=True),
     "HF, packed rows": hf_packed,
+    "HF, packed rows, compiled": functools.partial(hf_packed, compiled=True),
     "megatron-core GPTModel": megatron,
 }
 
@@ -152,7 +162,7 @@ def _one_process(config: PretrainConfig) -> Layout:
     return layout
 
 
-def _hf_model(config: PretrainConfig, vocabulary: Vocabulary) -> tuple[Any, Optimizer]:
+def _hf_model(config: PretrainConfig, vocabulary: Vocabulary, compiled: bool) -> tuple[Any, Optimizer]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from lavit_dist.checkpoint.hf import hf_config
@@ -167,6 +177,8 @@ def _hf_model(config: PretrainConfig, vocabulary: Vocabulary) -> tuple[Any, Opti
     model = LlamaForCausalLM(hf)
     _check_loaded(model.load_state_dict(_initial_weights(config, vocabulary), strict=False))
     model.to(device(), _dtype(config)).train()
+    if compiled:
+        model.compile(dynamic=True)  # lengths of padded batches differ
     return model, Optimizer(model, config)
 
 
