@@ -39,6 +39,11 @@ def test_pretraining_sides_begin_with_the_same_loss(repo_root, tmp_path):
         "1",
         "--precision",
         "fp32",
+        "--sides",
+        "ours",
+        "HF, padded batches",
+        "HF, packed rows",
+        "megatron-core GPTModel",
     ]
     table = _run(repo_root, tmp_path, "pretrain.py", *sizes)
     losses = [
