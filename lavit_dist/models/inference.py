@@ -43,10 +43,11 @@ def freeze_for_inference(
     if compile_blocks:
         for part in tokenizer.modules():
             if isinstance(part, EvaBlock):
+                if device.type == "cpu":  # there it may go image by image, which a compiled block would unroll
+                    part.attn.attend = torch.compiler.disable(part.attn.attend)
                 part.compile(dynamic=True)
             elif isinstance(part, MergerBlock):
-                # The block's other form stays as it is, so that part.compile would not do.
-                part.merge_kept = torch.compile(part.merge_kept, dynamic=True)  # type: ignore[method-assign]
+                part.compile_merge_kept()
     return tokenizer
 
 

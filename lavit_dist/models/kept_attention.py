@@ -41,7 +41,6 @@ class PackedMemory:
         return cls(keys_of, torch.cat([memory.mean(1), *packed]), kept, dropped)
 
 
-@torch.compiler.disable
 def attention_among_kept(query: Tensor, key: Tensor, value: Tensor, kept: list[int]) -> Tensor:
     """Causal attention within each image, [token, head, channel]; `query`, `key` and `value` are of that shape too."""
     if has_variable_length_kernel(query):
@@ -57,7 +56,6 @@ def attention_among_kept(query: Tensor, key: Tensor, value: Tensor, kept: list[i
     return torch.cat([_attend(q, k, v, v.mean(0), causal=True) for q, k, v in parts])
 
 
-@torch.compiler.disable
 def attention_to_dropped(query: Tensor, key: Tensor, value: Tensor, memory: PackedMemory) -> Tensor:
     """Attention of kept patches to the dropped ones of their image, [token, head, channel].
 

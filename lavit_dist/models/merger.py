@@ -23,6 +23,8 @@ class MergerBlock(nn.Module):
         self.token_cross_attn = CrossAttention(width, config.heads)
         self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp = Mlp(width, config.mlp_hidden)
+        self.attend_among_kept = attention_among_kept
+        self.attend_to_dropped = attention_to_dropped
 
     def forward(self, x: Tensor, memory: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
         x = x + self.token_causal_attn(self.norm0(x), kept)
@@ -35,17 +37,23 @@ class MergerBlock(nn.Module):
         x = x + self._attend_to_dropped(self.norm1(x), memory)
         return x + self.mlp(self.norm2(x))
 
+    def compile_merge_kept(self) -> None:
+        """Has torch compile `merge_kept`, for any number of tokens, apart from its attention, which goes image by image."""
+        self.attend_among_kept = torch.compiler.disable(attention_among_kept)
+        self.attend_to_dropped = torch.compiler.disable(attention_to_dropped)
+        self.merge_kept = torch.compile(self.merge_kept, dynamic=True)  # type: ignore[method-assign]
+
     def _attend_to_kept(self, x: Tensor, kept: list[int]) -> Tensor:
         layer = self.token_causal_attn
         query, key, value = layer.qkv(x).unflatten(-1, (3, layer.heads, -1)).unbind(1)
-        return layer.proj(attention_among_kept(query, key, value, kept).flatten(1))
+        return layer.proj(self.attend_among_kept(query, key, value, kept).flatten(1))
 
     def _attend_to_dropped(self, x: Tensor, memory: PackedMemory) -> Tensor:
         layer = self.token_cross_attn
         query = layer.query(x).unflatten(-1, (layer.heads, -1))
         key = layer.key(memory.keys_of).unflatten(-1, (layer.heads, -1))
         value = layer.value(memory.values_of).unflatten(-1, (layer.heads, -1))
-        return layer.proj(attention_to_dropped(query, key, value, memory).flatten(1))
+        return layer.proj(self.attend_to_dropped(query, key, value, memory).flatten(1))
 
 
 class TokenMerger(nn.Module):

@@ -38,8 +38,7 @@ class VectorQuantizer(nn.Module):
     def __init__(self, config: CodebookConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.size, config.dim)
-        self.embedding.weight.requires_grad_(False)
+        self.embedding = nn.Embedding.from_pretrained(torch.randn(config.size, config.dim), freeze=True)
         self.normalise()
         self.register_buffer("hits", torch.zeros(config.size), persistent=False)
         """Moving average of hits per step, [code]; training state, kept by checkpoints but not part of the released file."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,12 +23,13 @@ class EvaAttention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
 
     def forward(self, x: Tensor) -> Tensor:
         # A frozen layer holds the biases itself.
         projected = F.linear(x, self.qkv.weight, self.qkv_bias) if self.qkv.bias is None else self.qkv(x)
         query, key, value = (split_heads(part, self.heads) for part in projected.chunk(3, dim=-1))
-        return self.proj(merge_heads(attention(query, key, value)))
+        return self.proj(merge_heads(self.attend(query, key, value)))
 
     @property
     def qkv_bias(self) -> Tensor:

@@ -1,11 +1,12 @@
 """Keeping PyTorch's compiler out of processes that never compile. On CPUs its import costs seconds of every start.
 
 megatron-core and DeepSpeed hand functions to `torch.compile` while they are imported, and every `torch.optim` optimizer marks its
-methods as not to be compiled, by way of the compiler. Both load all of it, for kernels that are chosen on GPUs only.
+methods as not to be compiled, and its step as one to be compiled in parts, by way of the compiler. All three load all of it.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +21,12 @@ def import_deepspeed() -> None:
         import deepspeed
         import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     if not torch.cuda.is_available():
-        for optimizer in (torch.optim.Optimizer, torch.optim.AdamW):
+        for optimizer in (torch.optim.Optimizer, torch.optim.AdamW, torch.optim.Muon):
             for method in vars(optimizer).values():
                 plain = getattr(method, "__wrapped__", None)
                 if plain is not None:
                     plain.__dynamo_disable = plain  # where torch._compile caches the marked function
+        torch.optim.AdamW.step = _uncompiled_step(torch.optim.AdamW.step.__wrapped__)  # type: ignore[attr-defined, method-assign]
 
 
 def import_megatron() -> None:
@@ -38,6 +40,17 @@ def import_megatron() -> None:
         warnings.simplefilter("ignore")  # it says four times that apex and Transformer Engine are absent
         import megatron.core.tensor_parallel
         import megatron.core.transformer.transformer_layer  # noqa: F401
+
+
+def _uncompiled_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """An optimizer's step with gradients on or off as torch sets them, without telling the compiler."""
+
+    @functools.wraps(step)
+    def update(self: torch.optim.Optimizer, *arguments: Any, **named: Any) -> Any:
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return step(self, *arguments, **named)
+
+    return update
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -37,7 +36,6 @@ class PackedCoreAttention(nn.Module):
             heads, groups = (of // tensor_size for of in (config.num_attention_heads, config.num_query_groups))
             self.attend = TransformerEngineAttention(heads, groups, config.kv_channels)
 
-    @torch.compiler.disable  # its shapes are those of the documents, new in each micro-batch
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: PackedDocuments, **_: Any) -> Tensor:
         if self.recompute:
             value = value.contiguous()  # it is part of one tensor with queries and keys before rotation, which would be kept for it

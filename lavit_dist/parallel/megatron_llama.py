@@ -115,6 +115,8 @@ class Block(nn.Module):
         spec = block_spec(attention, recompute_attention=mode == "selective", gather_twice=gather_twice)
         self.layer = build_module(spec, config=config, layer_number=index + 1)
         if compiled:
+            core = self.layer.self_attention.core_attention  # its shapes are those of the documents, new in each micro-batch
+            core.forward = torch.compiler.disable(core.forward)
             self.layer.compile()
         rank, size = _tensor_rank(), _tensor_size()
         whole = {name: weights(block_name(index, name), shape) for name, shape in block_shapes(model).items()}
