@@ -18,7 +18,7 @@ from lavit_dist.models.visual_tokenizer import VisualTokenizer
 def freeze_for_inference(
     tokenizer: VisualTokenizer, *, dtype: torch.dtype = torch.float32, compile_blocks: bool = False
 ) -> VisualTokenizer:
-    """Freezes `tokenizer` in place, on the device that it is on, and returns it. It can't be trained, moved or saved afterwards.
+    """Freezes `tokenizer` in place, on the device that it is on, and returns it. It can't be trained, moved, copied or saved afterwards.
 
     Linear and convolution layers compute in `dtype`, fp32 or bf16. Norms, residual sums, the selector, distances to codes and the
     decoders stay in fp32. In fp32 nothing but rounding changes. `compile_blocks` has torch.compile fuse what lies between the products of the

@@ -23,6 +23,7 @@ class MergerBlock(nn.Module):
         self.token_cross_attn = CrossAttention(width, config.heads)
         self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp = Mlp(width, config.mlp_hidden)
+        # Attributes, so that compiling can leave them out.
         self.attend_among_kept = attention_among_kept
         self.attend_to_dropped = attention_to_dropped
 
@@ -38,7 +39,7 @@ class MergerBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
     def compile_merge_kept(self) -> None:
-        """Has torch compile `merge_kept`, for any number of tokens, apart from its attention, which goes image by image."""
+        """Has torch compile `merge_kept`, for any number of tokens, apart from its attention, whose shapes are those of the images."""
         self.attend_among_kept = torch.compiler.disable(attention_among_kept)
         self.attend_to_dropped = torch.compiler.disable(attention_to_dropped)
         self.merge_kept = torch.compile(self.merge_kept, dynamic=True)  # type: ignore[method-assign]

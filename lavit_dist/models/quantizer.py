@@ -38,8 +38,10 @@ class VectorQuantizer(nn.Module):
     def __init__(self, config: CodebookConfig) -> None:
         super().__init__()
         self.config = config
+        # Drawn and normalised so that on the meta device, where models are made that are to be read, torch's compiler isn't loaded.
         self.embedding = nn.Embedding.from_pretrained(torch.randn(config.size, config.dim), freeze=True)
-        self.normalise()
+        if not self.embedding.weight.is_meta:
+            self.normalise()
         self.register_buffer("hits", torch.zeros(config.size), persistent=False)
         """Moving average of hits per step, [code]; training state, kept by checkpoints but not part of the released file."""
 

@@ -23,7 +23,7 @@ class EvaAttention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
-        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attention  # an attribute, so that compiling can leave it out
 
     def forward(self, x: Tensor) -> Tensor:
         # A frozen layer holds the biases itself.

@@ -26,7 +26,8 @@ def import_deepspeed() -> None:
                 plain = getattr(method, "__wrapped__", None)
                 if plain is not None:
                     plain.__dynamo_disable = plain  # where torch._compile caches the marked function
-        torch.optim.AdamW.step = _uncompiled_step(torch.optim.AdamW.step.__wrapped__)  # type: ignore[attr-defined, method-assign]
+        if not hasattr(torch.optim.AdamW.step, "hooked"):  # torch wraps it once more when the first optimizer is made
+            torch.optim.AdamW.step = _uncompiled_step(torch.optim.AdamW.step.__wrapped__)  # type: ignore[attr-defined, method-assign]
 
 
 def import_megatron() -> None:

@@ -2,7 +2,8 @@
 
     kept_on_ranks.py OUT
 
-OUT then holds, by name, the bytes of rank 0's activations, and how many graphs of one block torch compiled.
+OUT then holds, by name, the bytes of rank 0's activations, and how many graphs of one block torch compiled for a first micro-batch
+and for several of other documents.
 """
 
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lavit_dist.config.model import LlamaConfig
 from lavit_dist.config.pretrain import ActivationCheckpointingConfig
@@ -32,27 +33,14 @@ def main(out: Path) -> None:
             name = f"{mode} {every}" + (" sequence parallel" if sequence_parallel else "")
             found[name] = kept(sequence_parallel=sequence_parallel, recompute=recompute)
     found["none 1 sequence parallel, gather twice"] = kept(sequence_parallel=True, gather_twice=True)
-    kept(compiled=True)
-    from torch._dynamo.utils import counters
-
-    found["compiled"] = counters["stats"]["unique_graphs"]
+    found["graphs"], found["graphs in all"] = graphs()
     if rank() == 0:
         out.write_text(json.dumps(found))
 
 
-def kept(*, sequence_parallel: bool = False, compiled: bool = False, **options: Any) -> int:
-    """Bytes of the tensors that the blocks save for the backward pass, weights not counted; compiled, of one block alone."""
-    from lavit_dist.parallel.megatron_llama import llama_layers, random_weights
-
-    layers = llama_layers(
-        MODEL,
-        Vocabulary(62, 64),
-        random_weights(MODEL, 0),
-        sequence_parallel=sequence_parallel,
-        compiled=compiled,
-        **options,
-    )
-    blocks = [layer.build() for layer in (layers[1:2] if compiled else layers[1:-1])]
+def kept(*, sequence_parallel: bool = False, **options: Any) -> int:
+    """Bytes of the tensors that the blocks save for the backward pass, weights not counted."""
+    blocks = build_blocks(sequence_parallel=sequence_parallel, **options)
     weights = {weight.untyped_storage().data_ptr() for block in blocks for weight in block.parameters()}
     saved: dict[int, int] = {}
 
@@ -70,6 +58,28 @@ def kept(*, sequence_parallel: bool = False, compiled: bool = False, **options: 
             state = block(state)
     state[0].sum().backward()
     return sum(saved.values())
+
+
+def graphs() -> list[int]:
+    """How many graphs torch has compiled of a block after micro-batches of one document, and then of two, three and four."""
+    (block, *_) = build_blocks(compiled=True)
+    from torch._dynamo.utils import counters
+
+    counts = []
+    for documents in (1, 2, 3, 4):
+        positions = torch.arange(SEQ_LEN)[None] % (SEQ_LEN // documents)
+        document_ids = torch.arange(SEQ_LEN)[None] // (SEQ_LEN // documents)
+        block((torch.randn(SEQ_LEN, 1, MODEL.hidden_size, requires_grad=True), positions, document_ids))[0].sum().backward()
+        counts.append(counters["stats"]["unique_graphs"])
+    return [counts[0], counts[-1]]
+
+
+def build_blocks(*, sequence_parallel: bool = False, **options: Any) -> list[nn.Module]:
+    from lavit_dist.parallel.megatron_llama import llama_layers, random_weights
+
+    vocabulary, weights = Vocabulary(62, 64), random_weights(MODEL, 0)
+    layers = llama_layers(MODEL, vocabulary, weights, sequence_parallel=sequence_parallel, **options)
+    return [layer.build() for layer in layers[1:-1]]
 
 
 if __name__ == "__main__":
