@@ -21,11 +21,10 @@ def import_deepspeed() -> None:
         import deepspeed
         import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     if not torch.cuda.is_available():
-        for optimizer in (torch.optim.Optimizer, torch.optim.AdamW, torch.optim.Muon):
-            for method in vars(optimizer).values():
-                plain = getattr(method, "__wrapped__", None)
-                if plain is not None:
-                    plain.__dynamo_disable = plain  # where torch._compile caches the marked function
+        for method in vars(torch.optim.Optimizer).values():
+            plain = getattr(method, "__wrapped__", None)
+            if plain is not None:
+                plain.__dynamo_disable = plain  # where torch._compile caches the marked function
         if not hasattr(torch.optim.AdamW.step, "hooked"):  # torch wraps it once more when the first optimizer is made
             torch.optim.AdamW.step = _uncompiled_step(torch.optim.AdamW.step.__wrapped__)  # type: ignore[attr-defined, method-assign]
 
