@@ -18,8 +18,11 @@ from torch import Tensor
 
 CHUNK_POSITIONS = 1024
 """Positions whose logits exist at once, in the precision of the weights: enough to keep a GPU busy; 100 MB in bf16 for LaVIT's 48,386 ids."""
-CPU_POSITIONS = 64
+CPU_POSITIONS = 8
 """Positions whose logits are fp32 at once on a CPU, where they stay in its caches. On GPUs they are those of a whole chunk, 130 MB for 32,000 ids of text."""
+
+CPU_ROWS = 512
+"""Rows of a table whose gradients are added up at once on a CPU."""
 
 
 class TableShare(NamedTuple):
@@ -53,7 +56,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         learns = ctx.needs_input_grad[-len(tables) :]  # a frozen table needs no gradient of its own
         real = [(table[: share.rows], share) for table, share in zip(tables, shares, strict=True)]
         gradients = [
-            torch.zeros_like(table, dtype=torch.float32) if wanted else None for table, wanted in zip(tables, learns, strict=True)
+            torch.empty_like(table, dtype=torch.float32) if wanted else None for table, wanted in zip(tables, learns, strict=True)
         ]
         hidden_gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
@@ -62,21 +65,23 @@ class LinearCrossEntropy(torch.autograd.Function):
         exact = _Exact(min(chunk_size, CPU_POSITIONS) if hidden.device.type == "cpu" else chunk_size, real)
         projected = [hidden.new_empty(chunk_size, len(rows)) for rows, _ in real]
         for chunk in _slices(len(hidden), CHUNK_POSITIONS):
-            here = [of[: chunk.stop - chunk.start] for of in projected]
+            inputs = hidden[chunk]
+            here = [of[: len(inputs)] for of in projected]
             for logits, (rows, _) in zip(here, real, strict=True):
-                torch.mm(hidden[chunk], rows.t(), out=logits)
+                torch.mm(inputs, rows.t(), out=logits)
             targets = [_Targets.of(labels[chunk], share) for _, share in real]
             of_labels = [target.logit(logits) for target, logits in zip(targets, here, strict=True)]
-            log_partition, of_label = _over_ranks([exact.log_partition(logits) for logits in here], of_labels, group)
+            largest, log_partitions = zip(*map(exact.exponentiate, here), strict=True)
+            log_partition, of_label = _over_ranks(log_partitions, of_labels, group)
             cross_entropy[chunk] = log_partition - of_label
             loss += (weight[chunk] * (cross_entropy[chunk] + z_loss * log_partition.square())).sum()
-            of_probability = weight[chunk] * (1 + 2 * z_loss * log_partition)
-            for logits, target in zip(here, targets, strict=True):
-                exact.to_gradient(logits, log_partition, of_probability, weight[chunk], target)
-            hidden_gradient[chunk] = sum(of @ rows for of, (rows, _) in zip(here, real, strict=True))
-            for gradient, of in zip(gradients, here, strict=True):
+            of_inputs = []
+            for relative, most, target, (rows, _), gradient in zip(here, largest, targets, real, gradients, strict=True):
+                scale = weight[chunk] * _to_gradient(relative, most, target, log_partition, of_label, z_loss)
+                of_inputs.append((relative @ rows) * scale[:, None])
                 if gradient is not None:
-                    gradient[: of.shape[-1]] += of.t() @ hidden[chunk]
+                    _add_up(gradient, relative.t() @ (inputs * scale[:, None]).to(inputs.dtype), first=chunk.start == 0)
+            hidden_gradient[chunk] = sum(of_inputs)
         ctx.save_for_backward(hidden_gradient, *gradients)
         ctx.mark_non_differentiable(cross_entropy)
         return loss, cross_entropy
@@ -121,30 +126,57 @@ class _Exact:
         self.positions = positions
         self.buffer = first.new_empty(positions * max(len(rows) for rows, _ in tables), dtype=torch.float32)
 
-    def log_partition(self, logits: Tensor) -> Tensor:
-        """fp32 [position]: the logarithm of the sum of exponentials of `logits` [position, row]."""
-        if not logits.shape[-1]:
-            return logits.new_full((len(logits),), -torch.inf, dtype=torch.float32)
-        found = []
-        for _, exact in self._parts(logits):
-            largest = exact.amax(-1)
-            found.append(largest + exact.sub_(largest[:, None]).exp_().sum(-1).log())
-        return torch.cat(found)
+    def exponentiate(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts exp(logit - largest) in the place of `logits` [position, row].
 
-    def to_gradient(self, logits: Tensor, log_partition: Tensor, of_probability: Tensor, weight: Tensor, targets: _Targets) -> None:
-        """Puts their gradient in the place of `logits`: `of_probability` x softmax - `weight` x one-hot of the label."""
+        Returns, each fp32 [position], the largest logit and the logarithm of the sum of all exponentials.
+        """
+        largest = logits.new_full((len(logits),), -torch.inf, dtype=torch.float32)
+        log_partition = largest.clone()
         if not logits.shape[-1]:
-            return
-        of_target = (-weight[:, None]).masked_fill(~targets.mine, 0.0)
-        for part, exact in self._parts(logits):
-            of_logits = exact.sub_(log_partition[part, None]).exp_().mul_(of_probability[part, None])
-            logits[part] = of_logits.scatter_add_(-1, targets.row[part], of_target[part])
-
-    def _parts(self, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Some positions, and their logits in fp32, which are there until the next are asked for."""
+            return largest, log_partition
         for part in _slices(len(logits), self.positions):
             few = logits[part]
-            yield part, self.buffer[: few.numel()].view_as(few).copy_(few)
+            exact = self.buffer[: few.numel()].view_as(few).copy_(few)
+            torch.amax(exact, -1, out=largest[part])
+            torch.sum(exact.sub_(largest[part, None]).exp_(), -1, out=log_partition[part])
+            few.copy_(exact)
+        return largest, log_partition.log_().add_(largest)
+
+
+def _to_gradient(
+    relative: Tensor, largest: Tensor, target: _Targets, log_partition: Tensor, of_label: Tensor, z_loss: float
+) -> Tensor:
+    """Makes `relative` [position, row], exponentials relative to the `largest` of each position, the gradient of (cross-entropy + z_loss x
+    log_partition^2) up to a factor per position, which it returns: so nothing but the label's entry has to be touched again.
+
+    A factor is at least e^-40, lest the label's entry, which is divided by it, overflow where a rank's logits are far below others'; what it
+    makes of their probabilities is as good as 0, too.
+    """
+    of_partition = 1 + 2 * z_loss * log_partition
+    factor = of_partition * (largest - log_partition).clamp(min=-40).exp()
+    if relative.shape[-1]:
+        margin = of_label - log_partition
+        of_target = (margin.expm1() + 2 * z_loss * log_partition * margin.exp()) / factor  # expm1 is exact where the label is all but certain
+        others = relative.gather(-1, target.row)
+        of_target = torch.where(target.mine, of_target[:, None].to(relative.dtype), others).squeeze(-1)
+        every = torch.arange(len(relative), device=relative.device)
+        relative.index_put_((every, target.row.squeeze(-1)), of_target)  # on CPUs scatter_ copies all of a bf16 tensor
+    return factor
+
+
+def _add_up(total: Tensor, addend: Tensor, *, first: bool) -> None:
+    """Adds `addend` [row, width] to the first rows of fp32 `total`, or, `first`, puts it there, and zeros into the other rows.
+
+    On a CPU it adds some rows at a time: there torch converts what it adds, into other memory, before it does.
+    """
+    size = len(addend)
+    if first:
+        total[:size] = addend
+        total[size:] = 0
+        return
+    for rows in _slices(size, CPU_ROWS if total.device.type == "cpu" else max(size, 1)):
+        total[rows] += addend[rows]
 
 
 def _over_ranks(log_partitions: list[Tensor], of_labels: list[Tensor], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
