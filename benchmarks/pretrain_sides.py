@@ -79,8 +79,10 @@ def megatron(config: PretrainConfig, batches: LavitBatches) -> Step:
     # its attention forks a CUDA random state for a dropout that is 0
     tensor_parallel.get_cuda_rng_tracker = lambda: SimpleNamespace(fork=contextlib.nullcontext)
     llama, vocabulary = config.model, batches.rows.vocabulary
+    settings = transformer_config(llama, sequence_parallel=False)
+    settings.use_te_activation_func, settings.bias_activation_fusion = False, True  # our blocks bring an activation of their own
     model = GPTModel(
-        transformer_config(llama, sequence_parallel=False),
+        settings,
         get_gpt_layer_local_spec(normalization="RMSNorm"),
         vocab_size=vocabulary.size,
         max_sequence_length=config.seq_len,

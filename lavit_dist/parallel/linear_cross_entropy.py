@@ -9,20 +9,19 @@ backward pass are gradients alone: one in fp32 per table, and that of the hidden
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lavit_dist.parallel.fp32_sums import add_to
+
 CHUNK_POSITIONS = 1024
 """Positions whose logits exist at once, in the precision of the weights: enough to keep a GPU busy; 100 MB in bf16 for LaVIT's 48,386 ids."""
 CPU_POSITIONS = 8
 """Positions whose logits are fp32 at once on a CPU, where they stay in its caches. On GPUs they are those of a whole chunk, 130 MB for 32,000 ids of text."""
-
-CPU_ROWS = 512
-"""Rows of a table whose gradients are added up at once on a CPU."""
 
 
 class TableShare(NamedTuple):
@@ -55,9 +54,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         """
         learns = ctx.needs_input_grad[-len(tables) :]  # a frozen table needs no gradient of its own
         real = [(table[: share.rows], share) for table, share in zip(tables, shares, strict=True)]
-        gradients = [
-            torch.empty_like(table, dtype=torch.float32) if wanted else None for table, wanted in zip(tables, learns, strict=True)
-        ]
+        gradients = [_unset_gradient(table, share) if wanted else None for table, share, wanted in zip(tables, shares, learns, strict=True)]
         hidden_gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
         cross_entropy = hidden.new_empty(len(hidden), dtype=torch.float32)
@@ -80,7 +77,11 @@ class LinearCrossEntropy(torch.autograd.Function):
                 scale = weight[chunk] * _to_gradient(relative, most, target, log_partition, of_label, z_loss)
                 of_inputs.append((relative @ rows) * scale[:, None])
                 if gradient is not None:
-                    _add_up(gradient, relative.t() @ (inputs * scale[:, None]).to(inputs.dtype), first=chunk.start == 0)
+                    product = relative.t() @ (inputs * scale[:, None]).to(inputs.dtype)
+                    if chunk.start == 0:
+                        gradient[: len(rows)] = product
+                    else:
+                        add_to(gradient[: len(rows)], product)
             hidden_gradient[chunk] = sum(of_inputs)
         ctx.save_for_backward(hidden_gradient, *gradients)
         ctx.mark_non_differentiable(cross_entropy)
@@ -90,8 +91,15 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, *gradients = ctx.saved_tensors
         scale = of_outputs[0]
-        of_tables = (None if gradient is None else gradient.mul_(scale).to(hidden_gradient.dtype) for gradient in gradients)
+        of_tables = (None if gradient is None else gradient.mul_(scale) for gradient in gradients)
         return hidden_gradient * scale, None, None, None, None, None, *of_tables
+
+
+def _unset_gradient(table: Tensor, share: TableShare) -> Tensor:
+    """fp32 like `table`; padding has none, and the first positions set the rest."""
+    gradient = torch.empty_like(table, dtype=torch.float32)
+    gradient[share.rows :] = 0
+    return gradient
 
 
 def _slices(stop: int, step: int) -> list[slice]:
@@ -163,20 +171,6 @@ def _to_gradient(
         every = torch.arange(len(relative), device=relative.device)
         relative.index_put_((every, target.row.squeeze(-1)), of_target)  # on CPUs scatter_ copies all of a bf16 tensor
     return factor
-
-
-def _add_up(total: Tensor, addend: Tensor, *, first: bool) -> None:
-    """Adds `addend` [row, width] to the first rows of fp32 `total`, or, `first`, puts it there, and zeros into the other rows.
-
-    On a CPU it adds some rows at a time: there torch converts what it adds, into other memory, before it does.
-    """
-    size = len(addend)
-    if first:
-        total[:size] = addend
-        total[size:] = 0
-        return
-    for rows in _slices(size, CPU_ROWS if total.device.type == "cpu" else max(size, 1)):
-        total[rows] += addend[rows]
 
 
 def _over_ranks(log_partitions: list[Tensor], of_labels: list[Tensor], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:

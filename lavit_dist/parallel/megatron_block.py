@@ -22,6 +22,7 @@ from lavit_dist.config.model import LlamaConfig
 from lavit_dist.models.packed_attention import PackedDocuments, packed_attention
 from lavit_dist.models.transformer_engine import TransformerEngineAttention
 from lavit_dist.parallel.fused_norm import rms_norm
+from lavit_dist.parallel.swiglu import GatedActivation
 
 
 class PackedCoreAttention(nn.Module):
@@ -96,7 +97,8 @@ def transformer_config(model: LlamaConfig, sequence_parallel: bool) -> Transform
             use_cpu_initialization=True,
             perform_initialization=False,
             gradient_accumulation_fusion=False,
-            bias_activation_fusion=True,  # keeps its input alone, and computes the gate again in the backward pass
+            bias_activation_fusion=False,
+            use_te_activation_func=True,  # any module is meant: `GatedActivation`
             bias_dropout_fusion=False,
             masked_softmax_fusion=False,
             apply_rope_fusion=False,
@@ -112,7 +114,9 @@ def block_spec(attention: str, *, recompute_attention: bool, gather_twice: bool)
         core_attention=core_attention,
         linear_proj=tensor_parallel.RowParallelLinear,
     )
-    mlp = MLPSubmodules(linear_fc1=column_linear, linear_fc2=tensor_parallel.RowParallelLinear)
+    mlp = MLPSubmodules(
+        linear_fc1=column_linear, activation_func=GatedActivation, linear_fc2=tensor_parallel.RowParallelLinear
+    )
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(

@@ -75,6 +75,8 @@ class VocabularyProjection(nn.Module):
         self.sequence_parallel = sequence_parallel
         self.tables, self.averaged_over, self.z_loss, self.report = tuple(tables), averaged_over, z_loss, report or LossReport()
         self.text, self.visual = (vocabulary_shard(table, whole) for table, whole in zip(tables, wholes, strict=True))
+        for rows in (self.text, self.visual):
+            rows.has_fp32_gradient = True  # the loss makes it in fp32; for engines that can take it so
 
     def forward(self, hidden: Tensor, targets: Targets) -> Tensor:
         """`hidden` [seq, batch, width], normalised, or this rank's share of it under sequence parallelism. Returns a scalar."""
