@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,11 @@ class PackedDocuments:
         return tuple(buckets)
 
     @cached_property
+    def gathered(self) -> Tensor:
+        """[position] int64: all buckets, end to end."""
+        return torch.cat([positions.flatten() for positions in self.buckets])
+
+    @cached_property
     def unpack(self) -> Tensor:
         """[seq x batch] int64: where in the flattened, concatenated buckets each position is found."""
         found, taken = torch.empty(self.shape[0] * self.shape[1], dtype=torch.int64, device=self.starts.device), 0
@@ -94,12 +100,30 @@ def _variable_length(query: Tensor, key: Tensor, value: Tensor, documents: Packe
 
 def _bucketed(query: Tensor, key: Tensor, value: Tensor, documents: PackedDocuments) -> Tensor:
     seq, batch, heads, channels = query.shape
-    flat = [t.reshape(seq * batch, -1) for t in (query, key, value)]
+    sizes = [positions.numel() for positions in documents.buckets]
+    in_buckets = [
+        _Gather.apply(t.reshape(seq * batch, -1), documents.gathered, documents.unpack).split(sizes) for t in (query, key, value)
+    ]
     outputs = []
-    for positions in documents.buckets:
-        q, k, v = (
-            t.index_select(0, positions.flatten()).view(*positions.shape, -1, channels).transpose(1, 2) for t in flat
-        )  # each [document, head, length, channel]
+    for positions, *of_bucket in zip(documents.buckets, *in_buckets, strict=True):
+        q, k, v = (t.view(*positions.shape, -1, channels).transpose(1, 2) for t in of_bucket)  # [document, head, length, channel]
         out = attention(q, k, v, causal=True)
         outputs.append(out.transpose(1, 2).reshape(-1, heads * channels))
     return torch.cat(outputs).index_select(0, documents.unpack).view(seq, batch, heads * channels).to(query.dtype)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows at `gathered`, of which the rest, beyond those at `unpack`, are padding whose gradient is 0: so backward is to gather, too.
+
+    It is 0 because nothing is done with what padding attends to, and causality keeps documents from attending to padding.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, gathered: Tensor, unpack: Tensor) -> Tensor:
+        ctx.save_for_backward(unpack)
+        return rows.index_select(0, gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *of_gathered: Tensor) -> tuple[Tensor, None, None]:
+        (unpack,) = ctx.saved_tensors
+        return of_gathered[0].index_select(0, unpack), None, None
