@@ -27,6 +27,7 @@ from lavit_dist.engine.throughput import device_name, peak_flops, peak_memory_gi
 from lavit_dist.models.llama import training_flops
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.distributed import device, rank
+from lavit_dist.parallel.host_memory import keep_freed_memory
 from lavit_dist.parallel.megatron_llama import Weights, random_weights
 from lavit_dist.parallel.topology import Layout
 from lavit_dist.parallel.vocab_loss import Targets
@@ -65,6 +66,8 @@ class Pretraining:
         self.engine, self.losses = build_engine(
             config, layout, self.vocabulary, weights or random_weights(config.model, config.seed)
         )
+        if not torch.cuda.is_available():  # not before: reading weights leaves gaps that would be kept
+            keep_freed_memory()
         self.peak_flops = peak_flops(device_name()) if config.precision == "bf16" else None
         if self.peak_flops is None and rank() == 0:
             logger.info("unknown peak of %s in %s: MFU is not told", device_name() or "a CPU", config.precision)

@@ -1,4 +1,4 @@
-"""What LLaMA is beyond its matrices: rotary angles, RMSNorm, the names and shapes of its weights, and how they begin.
+"""What LLaMA is beyond its matrices: rotary angles, the names and shapes of its weights, and how they begin.
 
 Names are those of Hugging Face's `LlamaForCausalLM`. A weight's initial value depends on the seed and its name alone, so that it
 is the same whatever tensor and pipeline sizes the model is cut for.
@@ -10,8 +10,7 @@ import hashlib
 import math
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lavit_dist.config.model import LlamaConfig
 
@@ -22,18 +21,6 @@ NEW_EMBEDDING, NEW_HEAD = "model.embed_tokens.new_rows", "lm_head.new_rows"
 """The rows of [IMG], [/IMG] and the codes, which Hugging Face has in the same tensors, after those of the text."""
 RESIDUAL_OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 """Matrices that write to the residual stream."""
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 def rotary_frequencies(config: LlamaConfig) -> Tensor:

@@ -1,4 +1,4 @@
-"""The fastest RMSNorm that is installed: apex's, Transformer Engine's, or torch's own, which is one kernel too."""
+"""The fastest RMSNorm that is installed: apex's, Transformer Engine's, or else torch's, which is one kernel, too, on GPUs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import nn
 
-from lavit_dist.models.llama import RMSNorm
+from lavit_dist.models.rms_norm import RMSNorm
 from lavit_dist.parallel.apex import has_apex_kernels
 
 APEX_KERNELS = "fused_layer_norm_cuda"
@@ -15,7 +15,7 @@ APEX_KERNELS = "fused_layer_norm_cuda"
 
 
 def rms_norm(width: int, eps: float) -> nn.Module:
-    """An RMSNorm with a `weight` [width], made on the CPU. Without a GPU it is torch's, since the others' kernels are CUDA's."""
+    """An RMSNorm with a `weight` [width], made on the CPU. Without a GPU it is ours, since the others' kernels are CUDA's."""
     if torch.cuda.is_available() and has_apex_kernels(APEX_KERNELS):
         from apex.normalization import FusedRMSNorm
 

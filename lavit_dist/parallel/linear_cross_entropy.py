@@ -54,7 +54,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         """
         learns = ctx.needs_input_grad[-len(tables) :]  # a frozen table needs no gradient of its own
         real = [(table[: share.rows], share) for table, share in zip(tables, shares, strict=True)]
-        gradients = [_unset_gradient(table, share) if wanted else None for table, share, wanted in zip(tables, shares, learns, strict=True)]
+        gradients = [
+            _unset_gradient(table, share) if wanted else None for table, share, wanted in zip(tables, shares, learns, strict=True)
+        ]
         hidden_gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
         cross_entropy = hidden.new_empty(len(hidden), dtype=torch.float32)
@@ -165,7 +167,9 @@ def _to_gradient(
     factor = of_partition * (largest - log_partition).clamp(min=-40).exp()
     if relative.shape[-1]:
         margin = of_label - log_partition
-        of_target = (margin.expm1() + 2 * z_loss * log_partition * margin.exp()) / factor  # expm1 is exact where the label is all but certain
+        of_target = (
+            margin.expm1() + 2 * z_loss * log_partition * margin.exp()
+        ) / factor  # expm1 is exact where the label is all but certain
         others = relative.gather(-1, target.row)
         of_target = torch.where(target.mine, of_target[:, None].to(relative.dtype), others).squeeze(-1)
         every = torch.arange(len(relative), device=relative.device)

@@ -114,9 +114,7 @@ def block_spec(attention: str, *, recompute_attention: bool, gather_twice: bool)
         core_attention=core_attention,
         linear_proj=tensor_parallel.RowParallelLinear,
     )
-    mlp = MLPSubmodules(
-        linear_fc1=column_linear, activation_func=GatedActivation, linear_fc2=tensor_parallel.RowParallelLinear
-    )
+    mlp = MLPSubmodules(linear_fc1=column_linear, activation_func=GatedActivation, linear_fc2=tensor_parallel.RowParallelLinear)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(

@@ -9,14 +9,12 @@ import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 
 from lavit_dist.config.pretrain import ParallelConfig
 from lavit_dist.errors import check
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.distributed import init_distributed
-from lavit_dist.parallel.host_memory import keep_freed_memory
 from lavit_dist.parallel.lean_imports import import_megatron
 
 
@@ -102,8 +100,6 @@ def start_model_parallel(layout: Layout, num_threads: int | None = None, timeout
     when a process first uses it.
     """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    if not torch.cuda.is_available():
-        keep_freed_memory()
     init_distributed(num_threads, timeout_seconds)
     import_megatron()
     init_model_parallel(layout)
