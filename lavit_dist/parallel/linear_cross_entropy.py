@@ -3,8 +3,9 @@
 A thousand positions at a time are projected, compared with their labels and turned into gradients at once, in the forward pass, so that
 the logits of no whole row of tokens ever exist, and the backward pass has nothing left to multiply but a scalar. (Cut Cross-Entropy,
 arXiv 2411.09009, and Liger's kernels do the same on one GPU; here ranks exchange two numbers per position.) Logits become fp32 for as
-long as they are looked at, and their gradients take their place: buffers are made once per call. What is kept from the forward to the
-backward pass are gradients alone: one in fp32 per table, and that of the hidden states.
+long as they are looked at, once, and their exponentials take their place, which are their gradients but for the label's and a factor per
+position: buffers are made once per call. What is kept from the forward to the backward pass are gradients alone: one in fp32 per table,
+and that of the hidden states.
 """
 
 from __future__ import annotations
@@ -157,29 +158,29 @@ class _Exact:
 def _to_gradient(
     relative: Tensor, largest: Tensor, target: _Targets, log_partition: Tensor, of_label: Tensor, z_loss: float
 ) -> Tensor:
-    """Makes `relative` [position, row], exponentials relative to the `largest` of each position, the gradient of (cross-entropy + z_loss x
-    log_partition^2) up to a factor per position, which it returns: so nothing but the label's entry has to be touched again.
+    """Makes exponentials `relative` [position, row] to the `largest` logit of each position the gradient of (cross-entropy + z_loss x
+    log_partition^2), but for a factor per position: returns these, fp32 [position].
 
-    A factor is at least e^-40, lest the label's entry, which is divided by it, overflow where a rank's logits are far below others'; what it
-    makes of their probabilities is as good as 0, too.
+    Only the label's entry is touched. It is divided by the factor, which is at least e^-40, lest the quotient overflow where a rank's logits
+    lie far below others'; their probabilities are 0 to the last bit all the same.
     """
-    of_partition = 1 + 2 * z_loss * log_partition
-    factor = of_partition * (largest - log_partition).clamp(min=-40).exp()
+    of_partition = 2 * z_loss * log_partition
+    factor = (1 + of_partition) * (largest - log_partition).clamp(min=-40).exp()
     if relative.shape[-1]:
         margin = of_label - log_partition
-        of_target = (
-            margin.expm1() + 2 * z_loss * log_partition * margin.exp()
-        ) / factor  # expm1 is exact where the label is all but certain
+        of_target = (margin.expm1() + of_partition * margin.exp()) / factor  # expm1: exact where the label is all but certain
         others = relative.gather(-1, target.row)
-        of_target = torch.where(target.mine, of_target[:, None].to(relative.dtype), others).squeeze(-1)
-        every = torch.arange(len(relative), device=relative.device)
-        relative.index_put_((every, target.row.squeeze(-1)), of_target)  # on CPUs scatter_ copies all of a bf16 tensor
+        entry = torch.where(target.mine, of_target[:, None].to(relative.dtype), others).squeeze(-1)
+        positions = torch.arange(len(relative), device=relative.device)
+        relative.index_put_((positions, target.row.squeeze(-1)), entry)  # on CPUs scatter_ copies all of a bf16 tensor
     return factor
 
 
-def _over_ranks(log_partitions: list[Tensor], of_labels: list[Tensor], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+def _over_ranks(
+    log_partitions: Sequence[Tensor], of_labels: Sequence[Tensor], group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
     """The logarithm of the sum of exponentials of all logits, and the label's logit, each fp32 [position]."""
-    log_partition, of_label = torch.stack(log_partitions).logsumexp(0), torch.stack(of_labels).sum(0)
+    log_partition, of_label = torch.stack(list(log_partitions)).logsumexp(0), torch.stack(list(of_labels)).sum(0)
     if group is None or dist.get_world_size(group) == 1:
         return log_partition, of_label
     here = torch.stack([log_partition, of_label])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,17 @@ def test_data_parallel_ranks_get_the_gradients_of_one_process(
     first = {name: alone[0][name] for name in ("loss", "grad_norm")}
     assert {name: together[0][name] for name in first} == pytest.approx(first, rel=1e-5)
     assert [step["loss"] for step in together] == pytest.approx([step["loss"] for step in alone], rel=2e-2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_what_gets_no_gradient_in_a_step_keeps_none_of_the_step_before(
+    world_size: int, run_ranks: Callable[..., None], tmp_path: Path
+) -> None:
+    run_ranks(Path(__file__).with_name("sums_on_ranks.py"), world_size, str(world_size), str(tmp_path))
+    gradient = 1 + 2**-7
+    for rank in range(world_size):
+        weights = [0.0, 0.0]
+        for step in json.loads((tmp_path / f"{rank}.json").read_text()):
+            weights = [weight - gradient * on for weight, on in zip(weights, step["take_part"], strict=True)]
+            assert step["norm"] == pytest.approx(gradient * math.sqrt(sum(step["sizes"])), rel=1e-6)
+            assert step["weights"] == pytest.approx(weights, rel=2**-8)

@@ -43,6 +43,40 @@ def test_loss_and_gradients_are_those_of_the_plain_one(positions, text, visual, 
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("below", [10.0, 60.0, 300.0])
+def test_labels_whose_whole_table_lies_far_below_the_other_have_their_gradients(below: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.cat([torch.ones(6, 1), 0.1 * torch.randn(6, WIDTH - 1, generator=generator)], 1).requires_grad_()
+    tables = [torch.randn(count, WIDTH, generator=generator) for count in (7, 4)]
+    tables[1][:, 0] -= below
+    inputs = [hidden, *(table.requires_grad_() for table in tables)]
+    labels, weight = torch.tensor([0, 7, 8, 9, 10, 7]), torch.ones(6)
+    loss, _ = LinearCrossEntropy.apply(hidden, labels, weight, [TableShare(0, 7), TableShare(7, 4)], 0.0, None, *tables)
+    expected, _ = plain(hidden, labels, weight, tables, (7, 4), 0.0)
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_labels_that_are_all_but_certain_have_their_gradients_in_bf16() -> None:
+    """What is left of their probability, 1 - p, is far below bf16's steps around 1."""
+    generator = torch.Generator().manual_seed(0)
+    table = 0.5 * torch.randn(40, WIDTH, generator=generator)
+    table[:8] = 4 * torch.eye(8, WIDTH)
+    hidden = (4 * torch.eye(8, WIDTH) + 0.1 * torch.randn(8, WIDTH, generator=generator)).bfloat16().requires_grad_()
+    table = table.bfloat16().requires_grad_()
+    labels = torch.arange(8)
+    loss, _ = LinearCrossEntropy.apply(hidden, labels, torch.ones(8), [TableShare(0, 40)], 0.0, None, table)
+    probability = (hidden @ table.t()).double().softmax(-1)  # of logits in bf16, as they are
+    left = 1 - probability.gather(-1, labels[:, None])
+    assert left.max() < 2**-9
+    of_logits = probability - torch.eye(8, 40)
+    for ours, right in zip(
+        torch.autograd.grad(loss, (hidden, table)), (of_logits @ table.double(), of_logits.t() @ hidden.double()), strict=True
+    ):
+        assert (ours.double() - right).norm() < 1e-2 * right.norm()
+
+
 @pytest.mark.parametrize("frozen", [(True, False), (False, True), (True, True)])
 def test_frozen_tables_get_no_gradient_and_change_none(frozen):
     generator = torch.Generator().manual_seed(0)
