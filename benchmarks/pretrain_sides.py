@@ -80,9 +80,8 @@ def megatron(config: PretrainConfig, batches: LavitBatches) -> Step:
     tensor_parallel.get_cuda_rng_tracker = lambda: SimpleNamespace(fork=contextlib.nullcontext)
     llama, vocabulary = config.model, batches.rows.vocabulary
     settings = transformer_config(llama, sequence_parallel=False)
-    settings.use_te_activation_func, settings.bias_activation_fusion = False, True  # our blocks bring an activation of their own
     model = GPTModel(
-        settings,
+        dataclasses.replace(settings, use_te_activation_func=False, bias_activation_fusion=True),  # our blocks bring an activation
         get_gpt_layer_local_spec(normalization="RMSNorm"),
         vocab_size=vocabulary.size,
         max_sequence_length=config.seq_len,

@@ -21,6 +21,7 @@ from lavit_dist.config.pretrain import ActivationCheckpointingConfig, ParallelCo
 from lavit_dist.engine.adamw import apex_adamw, deepspeed_optimizer
 from lavit_dist.engine.gradient_norm import correct_gradient_norm
 from lavit_dist.engine.gradient_reduction import reduce_to_owners
+from lavit_dist.engine.gradient_sums import sum_in_place
 from lavit_dist.engine.llama_parameters import freeze, llama_groups
 from lavit_dist.engine.schedule import scheduler_factory
 from lavit_dist.errors import check
@@ -95,6 +96,7 @@ def build_engine(config: PretrainConfig, layout: Layout, vocabulary: Vocabulary,
             config=settings,
         )
     reduce_to_owners(engine)
+    sum_in_place(engine)
     correct_gradient_norm(engine)
     return engine, report
 

@@ -66,8 +66,6 @@ class Pretraining:
         self.engine, self.losses = build_engine(
             config, layout, self.vocabulary, weights or random_weights(config.model, config.seed)
         )
-        if not torch.cuda.is_available():  # not before: reading weights leaves gaps that would be kept
-            keep_freed_memory()
         self.peak_flops = peak_flops(device_name()) if config.precision == "bf16" else None
         if self.peak_flops is None and rank() == 0:
             logger.info("unknown peak of %s in %s: MFU is not told", device_name() or "a CPU", config.precision)
@@ -78,6 +76,7 @@ class Pretraining:
 
     def train_step(self, step: int) -> Mapping[str, float]:
         """Takes step `step`; `learning_rate` in what it returns is the base rate, before the factors of parameters.learning_rate_scale."""
+        keep_freed_memory()  # weights and checkpoints have been read
         start = time.perf_counter()
         micro_batches = self._read_ahead(step)
         data_wait = time.perf_counter() - start

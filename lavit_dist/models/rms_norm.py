@@ -1,4 +1,4 @@
-"""RMSNorm, LLaMA's: x / rms(x) x weight over the last axis, computed in fp32."""
+"""RMSNorm, LLaMA's: x / rms(x) x weight over the last axis, computed in fp32, or in fp64 where `x` is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        unit = x.to(torch.float32, copy=True)
+        unit = x.to(_exact(x), copy=True)
         scale = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         return unit.mul_(scale).mul_(weight).to(x.dtype)
@@ -38,10 +38,14 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        unit = x.to(torch.float32, copy=True).mul_(scale)
-        of_unit = of_outputs[0].to(torch.float32, copy=True)
+        unit = x.to(_exact(x), copy=True).mul_(scale)
+        of_unit = of_outputs[0].to(unit.dtype, copy=True)
         product = of_unit * unit
         of_weight = product.reshape(-1, x.shape[-1]).sum(0)
-        along = (product @ weight.float()[:, None]).div_(x.shape[-1])  # mean of unit x its gradient
+        along = (product @ weight.to(unit.dtype)[:, None]).div_(x.shape[-1])  # mean of unit x its gradient
         of_x = of_unit.mul_(weight).addcmul_(unit, along, value=-1).mul_(scale)
         return of_x.to(x.dtype), of_weight.to(weight.dtype), None
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -24,6 +24,9 @@ CHUNK_POSITIONS = 1024
 CPU_POSITIONS = 8
 """Positions whose logits are fp32 at once on a CPU, where they stay in its caches. On GPUs they are those of a whole chunk, 130 MB for 32,000 ids of text."""
 
+EPSILON = 2**-24
+"""Stands for a factor of 0, by which nothing can be divided; fp32 doesn't tell it from 0 beside 1."""
+
 
 class TableShare(NamedTuple):
     """Which ids a rank's rows of a table stand for."""
@@ -50,13 +53,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         """`hidden` [position, width]; `labels` int64 and `weight` fp32 [position]; `tables` [row, width], one per entry of `shares`.
 
         `group` are the ranks that hold the other rows; every one passes the same positions. Gradients of `hidden` are those of this
-        rank's rows alone. `hidden` and `tables` are of one dtype, whatever autocast says. Returns a scalar and fp32 [position], of which
+        rank's rows alone; those of tables are fp32, which autograd rounds to their dtype unless their `grad_dtype` says otherwise. `hidden` and
+        `tables` are of one dtype, whatever autocast says. Returns a scalar and fp32 [position], of which
         the second carries no gradient.
         """
         learns = ctx.needs_input_grad[-len(tables) :]  # a frozen table needs no gradient of its own
         real = [(table[: share.rows], share) for table, share in zip(tables, shares, strict=True)]
         gradients = [
-            _unset_gradient(table, share) if wanted else None for table, share, wanted in zip(tables, shares, learns, strict=True)
+            _unset_gradient(table, share, len(hidden)) if wanted else None
+            for table, share, wanted in zip(tables, shares, learns, strict=True)
         ]
         hidden_gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
@@ -98,10 +103,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         return hidden_gradient * scale, None, None, None, None, None, *of_tables
 
 
-def _unset_gradient(table: Tensor, share: TableShare) -> Tensor:
-    """fp32 like `table`; padding has none, and the first positions set the rest."""
+def _unset_gradient(table: Tensor, share: TableShare, positions: int) -> Tensor:
+    """fp32 like `table`; padding has none, and the first positions, if there are any, set the rest."""
     gradient = torch.empty_like(table, dtype=torch.float32)
-    gradient[share.rows :] = 0
+    gradient[share.rows if positions else 0 :] = 0
     return gradient
 
 
@@ -161,11 +166,12 @@ def _to_gradient(
     """Makes exponentials `relative` [position, row] to the `largest` logit of each position the gradient of (cross-entropy + z_loss x
     log_partition^2), but for a factor per position: returns these, fp32 [position].
 
-    Only the label's entry is touched. It is divided by the factor, which is at least e^-40, lest the quotient overflow where a rank's logits
-    lie far below others'; their probabilities are 0 to the last bit all the same.
+    Only the label's entry is touched: it is divided by the factor. Lest the quotient overflow where a rank's logits lie far below others', the
+    probability of its largest is taken for e^-40 at least, which is nothing beside the label's 1.
     """
     of_partition = 2 * z_loss * log_partition
-    factor = (1 + of_partition) * (largest - log_partition).clamp(min=-40).exp()
+    at_all = (1 + of_partition).where(of_partition != -1, EPSILON)
+    factor = at_all * (largest - log_partition).clamp(min=-40).exp()
     if relative.shape[-1]:
         margin = of_label - log_partition
         of_target = (margin.expm1() + of_partition * margin.exp()) / factor  # expm1: exact where the label is all but certain

@@ -76,7 +76,7 @@ class VocabularyProjection(nn.Module):
         self.tables, self.averaged_over, self.z_loss, self.report = tuple(tables), averaged_over, z_loss, report or LossReport()
         self.text, self.visual = (vocabulary_shard(table, whole) for table, whole in zip(tables, wholes, strict=True))
         for rows in (self.text, self.visual):
-            rows.has_fp32_gradient = True  # type: ignore[attr-defined] # the loss makes it in fp32, which engines may take it in
+            rows.has_fp32_gradient = True  # type: ignore[attr-defined]
 
     def forward(self, hidden: Tensor, targets: Targets) -> Tensor:
         """`hidden` [seq, batch, width], normalised, or this rank's share of it under sequence parallelism. Returns a scalar."""

@@ -1,6 +1,6 @@
 """Program of the test of gradient sums: two layers train, of which the second is left out of some steps; OUT/RANK.json tells of each step.
 
-Each has two micro-batches, and each one's gradient is 1 + 2^-7 for every weight of a layer that takes part: its sum is exact in fp32 alone.
+Each has two micro-batches, and each one's gradient is GRADIENT for every weight of a layer that takes part.
 """
 
 from __future__ import annotations
@@ -15,21 +15,39 @@ import torch
 from torch import Tensor, nn
 
 from lavit_dist.engine.gradient_reduction import reduce_to_owners
+from lavit_dist.engine.gradient_sums import sum_in_place
 from lavit_dist.parallel.distributed import rank
 from lavit_dist.parallel.topology import Layout, ModelParallelUnit, start_model_parallel
 
 TAKE_PART = [(True, True), (True, False), (True, True), (False, True)]
 """Of each step, the layers."""
 SIZES = 8, 24
+GRADIENT = 1 + 2**-12
+"""Is 1 in bf16."""
+
+
+class Sum(torch.autograd.Function):
+    """Of weights, with a gradient that is made in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor) -> Tensor:
+        ctx.shape = weights.shape
+        return weights.float().sum()
+
+    @staticmethod
+    def backward(ctx: Any, *of_sum: Tensor) -> Tensor:
+        return of_sum[0] * torch.full(ctx.shape, GRADIENT)
 
 
 class Layers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ParameterList(torch.zeros(size) for size in SIZES)
+        for layer in self.layers:
+            layer.has_fp32_gradient = True
 
     def forward(self, take_part: tuple[bool, ...]) -> Tensor:
-        return torch.stack([(1 + 2**-7) * layer.sum() for layer, on in zip(self.layers, take_part, strict=True) if on]).sum()
+        return torch.stack([Sum.apply(layer) for layer, on in zip(self.layers, take_part, strict=True) if on]).sum()
 
 
 def main(world_size: int, out: Path) -> None:
@@ -50,6 +68,7 @@ def main(world_size: int, out: Path) -> None:
         model=model, model_parameters=list(model.parameters()), mpu=ModelParallelUnit(), config=settings
     )
     reduce_to_owners(engine)
+    sum_in_place(engine)
     steps = []
     for take_part in TAKE_PART:
         for _ in range(2):

@@ -59,7 +59,7 @@ def test_what_gets_no_gradient_in_a_step_keeps_none_of_the_step_before(
     world_size: int, run_ranks: Callable[..., None], tmp_path: Path
 ) -> None:
     run_ranks(Path(__file__).with_name("sums_on_ranks.py"), world_size, str(world_size), str(tmp_path))
-    gradient = 1 + 2**-7
+    gradient = 1 + 2**-12
     for rank in range(world_size):
         weights = [0.0, 0.0]
         for step in json.loads((tmp_path / f"{rank}.json").read_text()):

@@ -77,6 +77,22 @@ def test_labels_that_are_all_but_certain_have_their_gradients_in_bf16() -> None:
         assert (ours.double() - right).norm() < 1e-2 * right.norm()
 
 
+def test_a_partition_whose_gradient_is_0_leaves_the_label_its_own() -> None:
+    hidden, table = (torch.full((1, 1), value, requires_grad=True) for value in (1.0, -1.0))
+    loss, _ = LinearCrossEntropy.apply(hidden, torch.tensor([0]), torch.ones(1), [TableShare(0, 1)], 0.5, None, table)
+    of_hidden, of_table = torch.autograd.grad(loss, (hidden, table))  # of (log_partition^2) / 2, which is -1 by its one logit
+    assert (of_hidden.item(), of_table.item()) == pytest.approx((1.0, -1.0))
+
+
+def test_no_positions_have_no_gradient() -> None:
+    table = torch.randn(5, WIDTH, requires_grad=True)
+    loss, each = LinearCrossEntropy.apply(
+        torch.empty(0, WIDTH), torch.empty(0, dtype=torch.int64), torch.empty(0), [TableShare(0, 4)], 0.0, None, table
+    )
+    (gradient,) = torch.autograd.grad(loss, table)
+    assert loss == 0 and not len(each) and not gradient.any()
+
+
 @pytest.mark.parametrize("frozen", [(True, False), (False, True), (True, True)])
 def test_frozen_tables_get_no_gradient_and_change_none(frozen):
     generator = torch.Generator().manual_seed(0)
