@@ -18,6 +18,7 @@ from lavit_dist.data.micro_batch import MicroBatch
 from lavit_dist.models.llama import EMBEDDING, FINAL_NORM, HEAD, NEW_EMBEDDING, NEW_HEAD, block_name, block_shapes, initial_weight
 from lavit_dist.models.vocabulary import Vocabulary
 from lavit_dist.parallel.distributed import device
+from lavit_dist.parallel.host_memory import keep_freed_memory
 from lavit_dist.parallel.topology import Layout, start_model_parallel
 
 Step = Callable[[], float]
@@ -51,6 +52,12 @@ def hf_padded(config: PretrainConfig, batches: LavitBatches, *, compiled: bool =
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(document) for document in chosen], batch_first=True)
         inputs.append({"input_ids": tokens, "attention_mask": mask, "labels": tokens.masked_fill(mask == 0, IGNORED)})
     return lambda: _hf_step(model, optimizer, inputs, batches.supervised)
+
+
+def hf_padded_with_memory_kept(config: PretrainConfig, batches: LavitBatches) -> Step:
+    """`hf_padded` with freed memory kept, as our engine keeps it: what page faults cost transformers."""
+    keep_freed_memory()
+    return hf_padded(config, batches)
 
 
 def hf_packed(config: PretrainConfig, batches: LavitBatches, *, compiled: bool = False) -> Step:
@@ -147,6 +154,7 @@ SIDES: dict[str, Callable[[PretrainConfig, LavitBatches], Step]] = {
     "ours, compiled": ours_compiled,
     "HF, padded batches": hf_padded,
     "HF, padded batches, compiled": functools.partial(hf_padded, compiled=True),
+    "HF, padded batches, memory kept": hf_padded_with_memory_kept,
     "HF, packed rows": hf_packed,
     "HF, packed rows, compiled": functools.partial(hf_packed, compiled=True),
     "megatron-core GPTModel": megatron,
