@@ -3,10 +3,10 @@
     python benchmarks/pretrain.py [--layers N --width W ...] [--precision fp32 bf16] [--output benchmarks/pretrain.md]
 
 Each side trains in a process of its own, so that its peak memory is its own; the sides take turns, a step each, and one works at a
-time; ours and transformers' are there as they come and compiled by torch, and transformers' with
-freed memory kept, as ours keeps it. A step is forward, backward, clipping and torch's fused AdamW over the same documents from the same weights; a first step,
-which isn't counted, warms up and shows that all have the same loss. With one thread processor time is counted, which other work on
-the machine doesn't stretch.
+time. Ours and transformers' are there as they come and compiled by torch, and transformers' with freed memory kept, as ours keeps it. A
+step is forward, backward, clipping and torch's fused AdamW over the same documents from the same weights; a first step, which isn't
+counted, warms up and shows that all have the same loss. With one thread processor time is counted, which other work on the machine
+doesn't stretch; `--neighbour` has other work slow memory down.
 """
 
 import argparse

@@ -54,8 +54,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
         `group` are the ranks that hold the other rows; every one passes the same positions. Gradients of `hidden` are those of this
         rank's rows alone; those of tables are fp32, which autograd rounds to their dtype unless their `grad_dtype` says otherwise. `hidden` and
-        `tables` are of one dtype, whatever autocast says. Returns a scalar and fp32 [position], of which
-        the second carries no gradient.
+        `tables` are of one dtype, whatever autocast says. Returns a scalar and fp32 [position], of which the second carries no gradient.
         """
         learns = ctx.needs_input_grad[-len(tables) :]  # a frozen table needs no gradient of its own
         real = [(table[: share.rows], share) for table, share in zip(tables, shares, strict=True)]
@@ -183,10 +182,10 @@ def _to_gradient(
 
 
 def _over_ranks(
-    log_partitions: Sequence[Tensor], of_labels: Sequence[Tensor], group: dist.ProcessGroup | None
+    log_partitions: tuple[Tensor, ...], of_labels: list[Tensor], group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
     """The logarithm of the sum of exponentials of all logits, and the label's logit, each fp32 [position]."""
-    log_partition, of_label = torch.stack(list(log_partitions)).logsumexp(0), torch.stack(list(of_labels)).sum(0)
+    log_partition, of_label = torch.stack(log_partitions).logsumexp(0), torch.stack(of_labels).sum(0)
     if group is None or dist.get_world_size(group) == 1:
         return log_partition, of_label
     here = torch.stack([log_partition, of_label])

@@ -76,6 +76,7 @@ class VocabularyProjection(nn.Module):
         self.tables, self.averaged_over, self.z_loss, self.report = tuple(tables), averaged_over, z_loss, report or LossReport()
         self.text, self.visual = (vocabulary_shard(table, whole) for table, whole in zip(tables, wholes, strict=True))
         for rows in (self.text, self.visual):
+            # for `sum_in_place`; parameters have no place of their own for what engines should know of them
             rows.has_fp32_gradient = True  # type: ignore[attr-defined]
 
     def forward(self, hidden: Tensor, targets: Targets) -> Tensor:
